@@ -34,6 +34,7 @@ def chest(**changes: Any) -> Dataset:
         "PhotometricInterpretation": "MONOCHROME2",
         "SamplesPerPixel": 1,
     }
+
     for keyword, value in (values | changes).items():
         if value is not None:
             setattr(header, keyword, value)

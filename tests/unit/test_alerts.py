@@ -78,6 +78,7 @@ def config(
     """Settings with both alert routes, whose servers have received nothing yet."""
     mail_server.received.clear()
     web_service.received.clear()
+
     secret = tmp_path / "secret"
     secret.write_text("hush\n")
     mail = {
@@ -90,6 +91,7 @@ def config(
         "ca": str(authority.certificate),
         "token_file": str(secret),
     }
+
     alerts = {
         "mail": mail,
         "webhook": webhook,

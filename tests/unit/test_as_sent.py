@@ -41,6 +41,7 @@ def test_values_of_many_kinds_are_encoded_as_by_pydicom() -> None:
     code.CodeValue = "1"
     item = Dataset()
     item.ConceptCodeSequence = [code, Dataset()]
+
     dataset = Dataset()
     dataset.ImageType = ["DERIVED", "PRIMARY"]
     dataset.Modality = "OT"
@@ -55,8 +56,10 @@ def test_values_of_many_kinds_are_encoded_as_by_pydicom() -> None:
     dataset.ContentSequence = [item]
     dataset.ReferencedSeriesSequence = []
     dataset.add_new("PixelData", "OB", b"\0" * 70_000)
+
     raw = as_bytes("RecommendedDisplayCIELabValue", b"\1\0\2\0\3\0")
     dataset[raw.tag] = raw
+
     assert encoded(dataset) == by_pydicom(dataset)
 
 

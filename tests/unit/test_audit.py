@@ -116,9 +116,11 @@ def test_the_codes_are_those_of_the_standard() -> None:
         "recording_stopped": ("110113", "110133"),
         "recording_started": ("110113", "110134"),
     }
+
     for event, codes in wanted.items():
         identification = ElementTree.fromstring(document(row(event), SOURCE))[0]
         assert tuple(each.attrib["csd-code"] for each in identification) == codes
+
     quiet = ElementTree.fromstring(document(row("settings", keys="overlay"), SOURCE))[0]
     assert quiet[1].attrib["csd-code"] == "110131"
 
@@ -373,6 +375,7 @@ def test_a_repository_gets_everything_in_order_across_an_outage(
     own = ca.issue("node").settings()
     to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
     bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", **own, **to)
+
     try:
         with sending(bench), caplog.at_level(logging.INFO, "pleura.audit"):
             bench.ledger.record_audit("start", EVENTS["start"])
@@ -383,10 +386,12 @@ def test_a_repository_gets_everything_in_order_across_an_outage(
             until(lambda: "cannot be reached" in caplog.text)
             repository.is_away = False
             until(lambda: not bench.rows_left())
+
         got = numbers(repository.messages)
         assert list(dict.fromkeys(got)) == [1, 2, 3, 4, 5, 6]
         assert caplog.text.count("cannot be reached") == 1
         assert caplog.text.count("go out again") == 1
+
         # The file received each event once, despite the outage.
         lines = (tmp_path / "audit.log").read_bytes().splitlines()
         assert numbers(lines) == [1, 2, 3, 4, 5, 6]

@@ -86,22 +86,26 @@ def test_status_and_retry_work(settings: Path, tmp_path: Path) -> None:
     before = pleura("status", "-c", settings)
     assert before.returncode == 2
     assert "has not run" in before.stderr
+
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     ledger.receive([Arrival("a", "1.2", "1.2.3", "1.2.1", "XRAY1", "dimse", 1, 1)])
     (job,) = ledger.claim_images("test", 1)
     ledger.complete(job, Completion("failed", "d", reason="analysis_error"), {})
     ledger.close()
+
     counts = json.loads(pleura("status", "--json", "-c", settings).stdout)
     assert {subject: counts[subject] for subject in ("instances", "deliveries")} == {
         "instances": {"received": 0, "analysed": 0, "not_analysed": 0, "failed": 1},
         "deliveries": {"owed": 0, "stored": 0, "committed": 0, "refused": 0},
     }
+
     told = pleura("status", "-c", settings).stdout
     assert "1 failed" in told
     assert "1.2.3 failed analysis_error" in told
     history = json.loads(pleura("status", "--json", "-c", settings, "1.2.3").stdout)
     assert history["1.2.3"][0]["state"] == "failed"
     assert pleura("status", "-c", settings, "9.9").returncode == 1
+
     assert pleura("retry", "-c", settings, "--state", "refused").stdout == "0 re-armed\n"
     assert pleura("retry", "-c", settings, "1.2.3").stdout == "1 re-armed\n"
 

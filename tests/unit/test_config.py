@@ -54,9 +54,11 @@ admission: {minimum_age_years: old}
 ledger: mysql://somewhere
 web: {port: no}
 """
+
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, wrong)
     lines = str(caught.value).splitlines()
+
     for key, found in {
         "ae_title": "A TITLE THAT IS TOO LONG",
         "prot": "unknown key",

@@ -71,6 +71,7 @@ def test_the_lookup_table_gives_the_same_values_as_the_formulas(
     kind = np.iinfo(dtype)
     stored = np.linspace(kind.min, kind.max, 60 * 50).round().astype(dtype).reshape(60, 50)
     low, high = sorted(slope * edge + intercept for edge in (kind.min, kind.max))
+
     window = {
         "WindowCenter": round((low + high) / 2),
         "WindowWidth": max(2, round((high - low) * 0.7)),
@@ -78,8 +79,10 @@ def test_the_lookup_table_gives_the_same_values_as_the_formulas(
     described = header(
         RescaleSlope=f"{slope:.6f}", RescaleIntercept=intercept, VOILUTFunction=name, **window
     )
+
     shown, notes = displayed(described, stored)
     assert notes == ()
+
     for row, column in ((0, 0), (59, 49), (30, 20), (10, 7), (45, 3)):
         x = float(f"{slope:.6f}") * int(stored[row, column]) + intercept
         wanted = by_the_standard(name, x, window["WindowCenter"], window["WindowWidth"], 0, 1)

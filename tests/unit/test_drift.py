@@ -53,8 +53,10 @@ class Node:
         """Receive and complete one image. Returns its SOP Instance UID."""
         self._images += 1
         uid = f"1.2.840.10008.4711.{self._images}"
+
         self.ledger.receive([Arrival(uid, "1.2", uid, "1.2", ae_title, "dimse", 1, 1)])
         (job,) = self.ledger.claim_images("me", 1)
+
         done = Completion(
             "analysed" if reason is None else "not_analysed",
             f"digest of {uid}",
@@ -63,6 +65,7 @@ class Node:
             positive=None if probability is None else probability >= 0.5,
             accession_digest=accession_digest(accession, "") or None,
         )
+
         assert self.ledger.complete(job, done, {}) == done.state
         return uid
 
@@ -88,15 +91,18 @@ def test_a_week_is_counted_as_its_images_are_completed(node: Node) -> None:
     for probability in (0.9, 0.004, 0.004):
         node.end(probability)
     node.end(None, "view")
+
     found = drift(node.ledger.inspect, weeks=2)
     assert found.baseline is None
     assert not found.alarms
+
     (mine,) = found.of("XRAY1")
     assert (mine.images, mine.analysed, mine.positive) == (4, 3, 1)
     assert mine.unanswered == {"not_analysed: view": 1}
     assert [number for number in mine.histogram if number] == [2, 1]
     assert found.of(EVERY_AE)[0].images == 4
     assert str(mine.monday) == "2023-11-13"
+
     assert any(
         "1 of 3 positive" in line for line in command.lines(command.look(node.ledger.inspect, 2))
     )

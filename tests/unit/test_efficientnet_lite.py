@@ -79,6 +79,7 @@ def computed(x: Array, tensors: Tensors) -> list[Array]:
     """The five maps of Lite0, in float64."""
     maps = []
     x = relu6(normalised(convolved(x, tensors["_conv_stem.weight"], 2), tensors, "_bn0"))
+
     for number, (_, stride, expansion, shortcut) in enumerate(BLOCKS):
         name = f"_blocks.{number}"
         y = x
@@ -92,6 +93,7 @@ def computed(x: Array, tensors: Tensors) -> list[Array]:
         x = x + y if shortcut else y
         if number in TAPPED:
             maps.append(x)
+
     return maps
 
 

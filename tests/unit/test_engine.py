@@ -225,6 +225,7 @@ def test_a_missing_engine_is_logged_and_torch_is_used(
     for name in ("openvino", "onnxruntime"):
         monkeypatch.setattr(f"inference.engines.{name}.is_installed", lambda: False)
     monkeypatch.setenv("CXX", "no-such-compiler")
+
     for wanted, reason in (
         ("openvino", "install Pleura's extra"),
         ("onnxruntime", "install Pleura's extra"),
@@ -234,6 +235,7 @@ def test_a_missing_engine_is_logged_and_torch_is_used(
         engine.tune()
         assert set(engine.running.values()) == {"torch"}
         assert reason in caplog.text
+
     caplog.clear()
     Engine(tiny, CPU, "auto").tune()
     assert "left out" not in caplog.text

@@ -583,11 +583,13 @@ def malformed(fault: str) -> bytes:
     """
     dataset = image(RAMP, 12)
     whole = written(dataset)
+
     at = whole.index(struct.pack("<HH", 0x0018, 0x0015))
     item = struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF)
     inner = struct.pack("<HH2sH", 0x0008, 0x0100, b"SH", 4) + b"ABCD"
     sequence = struct.pack("<HH2sHL", 0x0010, 0x2202, b"SQ", 0, 0xFFFFFFFF)
     ends = struct.pack("<HHL", 0xFFFE, 0xE0DD, 0)
+
     inserted = {
         "the item's delimiter is the sequence's": sequence + item + inner + ends,
         "no delimiter at all": sequence + item + inner,
@@ -598,6 +600,7 @@ def malformed(fault: str) -> bytes:
         "a length beyond the file": struct.pack("<HH2sHL", 0x0010, 0x2202, b"SQ", 0, 1 << 30),
         "a length too short": struct.pack("<HH2sHL", 0x0010, 0x2202, b"UN", 0, 2) + b"ABCDEFGH",
     }[fault]
+
     return whole[:at] + inserted + whole[at:]
 
 

@@ -55,11 +55,13 @@ def test_a_batch_takes_the_waiting_items_and_no_item_waits_for_a_full_batch() ->
         flow.put(numbers(0))
         while not bench.batches:
             pass
+
         flow.put(numbers(1, 2, 3))
         for _ in range(4):
             assert bench.begun.acquire(timeout=60)
         bench.go.set()
         flow.drain()
+
     # The first item was answered at once; the others gathered meanwhile.
     assert bench.batches == [
         [0],

@@ -61,6 +61,7 @@ def test_a_lost_folder_is_recreated_only_by_a_person(tmp_path: Path, ledger: Led
     outbox = tmp_path / "outbox"
     Folder.open(outbox, ledger)
     outbox.rename(tmp_path / "away")
+
     # The folder is missing in the first round and empty in the second.
     for _ in range(2):
         with pytest.raises(LinkDownError, match="is it mounted"):
@@ -69,9 +70,11 @@ def test_a_lost_folder_is_recreated_only_by_a_person(tmp_path: Path, ledger: Led
         assert said.startswith("TROUBLE")
         assert said.endswith(f"mkdir -p {outbox / MARK}")
         outbox.mkdir(exist_ok=True)
+
     assert list(outbox.iterdir()) == []
     (outbox / MARK).mkdir(parents=True)
     assert Folder.open(outbox, ledger).store(outgoing(tmp_path)).status == 0
+
     # A folder that the settings name for the first time is still created.
     Folder.open(tmp_path / "other", ledger)
 

@@ -320,13 +320,16 @@ def test_a_good_object_of_another_case_is_refused() -> None:
         replace(CASE, finding=Finding(0.1, 0.42, False)),
         negative(),
     ]
+
     for other in others:
         with pytest.raises(GateError):
             gate.check(GOOD["SEG"], other)
+
     assert CASE.finding.measurement is not None
     others[1] = replace(CASE, finding=replace(CASE.finding, probability=0.89))
     other_side = replace(CASE.finding.measurement, laterality="L")
     others.append(replace(CASE, finding=replace(CASE.finding, measurement=other_side)))
+
     for other in others:
         with pytest.raises(GateError):
             gate.check(GOOD["SC"], other)

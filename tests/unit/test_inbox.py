@@ -73,18 +73,21 @@ def test_files_found_closed_and_moved_in_are_received_whole_and_removed(
     source = (data / "node" / "RG2_UNC.dcm").read_bytes()
     (node.folder / "before.dcm").write_bytes(source)
     node.start()
+
     (node.folder / "closed.dcm").write_bytes(source)
     below = node.folder / "ward 3" / "today"
     below.mkdir(parents=True)
     (tmp_path / "elsewhere").write_bytes(b"no DICOM at all")
     (tmp_path / "elsewhere").rename(below / "moved")
     wait_until("all is taken", lambda: node.left() == [])
+
     rows = sorted(node.rows(), key=lambda row: row["size_bytes"])
     assert [node.spool.read(row["spool_name"]) for row in rows] == [
         b"no DICOM at all",
         source,
         source,
     ]
+
     assert [row["size_bytes"] for row in rows] == [15, len(source), len(source)]
     assert {row["origin"] for row in rows} == {"inbox"}
     assert (
@@ -209,9 +212,11 @@ def test_unfinished_hidden_and_linked_files_are_left_alone(node: Node, tmp_path:
     os.mkfifo(node.folder / "pipe")
     for name in (".hidden.dcm", "a.part", "b.TMP", "c~"):
         (node.folder / name).write_bytes(b"unfinished")
+
     node.start()
     (node.folder / "a.part").rename(node.folder / "a.dcm")
     wait_until("a.dcm is taken", lambda: "a.dcm" not in node.left())
+
     # A file that is wrongly taken would have settled by now.
     time.sleep(0.6)
     assert node.left() == [".hidden.dcm", "b.TMP", "c~", "link.dcm", "linked-folder", "pipe"]

@@ -374,6 +374,7 @@ def _tables(outcomes: dict[tuple[str, Kind], str]) -> Iterator[str]:
         yield (
             f"| {syntax.name} | " + " | ".join(outcomes[syntax.name, kind] for kind in KINDS) + " |"
         )
+
     yield ""
     yield "| stored or described with | shown |"
     yield "|---|---|"

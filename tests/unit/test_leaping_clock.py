@@ -35,6 +35,7 @@ class Node:
     def __init__(self, folder: Path, url: str, clock: Clock) -> None:
         self.clock = clock
         self.clock.now = TODAY
+
         self.config = Config.model_validate(
             {
                 "spool": folder / "spool",
@@ -50,6 +51,7 @@ class Node:
                 },
             }
         )
+
         self.ledger = Ledger(url, clock=clock)
         self.spool = Spool(self.config.spool)
         self._retention = Retention(self.config, self.ledger, self.spool)

@@ -20,6 +20,7 @@ def test_only_leases_of_dead_processes_are_released(tmp_path: Path) -> None:
     ledger.receive(
         [Arrival(f"file-{n}", "1.2", f"1.2.{n}", "", "", "dimse", 1, 1) for n in range(3)]
     )
+
     # This process ends while it holds a lease.
     subprocess.run([sys.executable, "-c", CLAIM, url], check=True)
     (elsewhere,) = ledger.claim_images("another-host:1", 1)
@@ -27,6 +28,7 @@ def test_only_leases_of_dead_processes_are_released(tmp_path: Path) -> None:
         next(iter(ledger.inspect.lease_owners() - {"another-host:1"})).rpartition(":")[0] + ":1", 1
     )
     assert ledger.claim_images("me", 9) == []
+
     release_dead_leases(ledger)
     (free,) = ledger.claim_images("me", 9)
     assert free.id not in (elsewhere.id, mine.id)

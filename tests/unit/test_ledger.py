@@ -533,6 +533,7 @@ def test_remade_results_do_not_count_as_attempts_of_their_image(
     ledger.receive([arrival()])
     first = claim_one(ledger)
     ledger.complete(first, completion("9", kinds=("SEG",)), OWED)
+
     for _ in range(3):
         clock.now += 31
         (job,) = ledger.claim_deliveries("pacs", "me", 9)
@@ -543,6 +544,7 @@ def test_remade_results_do_not_count_as_attempts_of_their_image(
         assert again.unfinished_alone == 0
         assert again.result_time == first.result_time
         assert ledger.complete(again, completion("9", kinds=("SEG",)), OWED) == "analysed"
+
     (job,) = ledger.claim_deliveries("pacs", "me", 9)
     # The limit of remakes is reached.
     assert not ledger.remake(job, "its file is lost")
@@ -641,6 +643,7 @@ def test_an_image_is_not_written_to_a_removed_ledger_file(tmp_path: Path) -> Non
     path, away = tmp_path / "ledger.db", tmp_path / "away.db"
     ledger = Ledger(f"sqlite:///{path}")
     ledger.receive([arrival("1")])
+
     path.rename(away)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("2")])
@@ -648,6 +651,7 @@ def test_an_image_is_not_written_to_a_removed_ledger_file(tmp_path: Path) -> Non
     shutil.copyfile(away, path)
     with pytest.raises(LedgerError, match="put it back"):
         ledger.receive([arrival("3")])
+
     away.replace(path)
     ledger.receive([arrival("4")])
     assert instances(ledger)["received"] == 2

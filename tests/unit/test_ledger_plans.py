@@ -61,11 +61,13 @@ def url(ledger_url: str) -> str:
     ledger.receive(
         [Arrival(f"new-{n}", "1.2", f"1.2.{n}", "1.2.1", "XRAY1", "dimse", 1, 9) for n in range(30)]
     )
+
     for job in ledger.claim_images("me", 20):
         made = StoredResult("SC", f"made-{job.id}", "1.2", f"9.{job.id}", "1.2.1", 9)
         ledger.complete(job, Completion("analysed", "d", results=(made,)), {"pacs": ["SC"]})
     for parcel in ledger.claim_deliveries("pacs", "me", 10):
         ledger.mark_stored(parcel, 0, commitment=True)
+
     ledger.close()
     engine = sa.create_engine(ledger_url)
     # The server itself does this within a minute.

@@ -89,6 +89,7 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
 ) -> None:
     import_chexnet(checkpoint, tiny_package, tmp_path / "out", CHOICES)
     loaded, tiny = package.load(tmp_path / "out"), package.load(tiny_package)
+
     picture = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
         # The answers are equal, because the weights stay in float32.
@@ -97,10 +98,12 @@ def test_the_package_answers_as_the_checkpoints_eighth_output(
         )
         small = torch.rand(1, 1, 32, 32)
         assert torch.equal(loaded.segmenter(small), tiny.segmenter(small))
+
     assert loaded.manifest.classifier.threshold == 0.3
     assert loaded.manifest.classifier.operating_point == "chosen on nothing, for a test"
     assert loaded.manifest.metrics == {}
     assert "not stated" in loaded.manifest.licence
+
     card = (tmp_path / "out" / "README.md").read_text()
     for part in ("not validated", "threshold 0.3", "chosen on nothing", "No figure is known"):
         assert part in card
@@ -245,6 +248,7 @@ def test_the_model_commands_import_check_and_show(
         "0.25",
     ]
     call += ["--operating-point", "none", "--id", "chexnet-test", "--licence", "made up"]
+
     made, checked, shown, *wrong = pleura_model(
         call,
         ["check", out],
@@ -254,13 +258,16 @@ def test_the_model_commands_import_check_and_show(
         ["show", spoiled],
         ["check", "/nowhere"],
     )
+
     assert made[0] == 0, made[2]
     assert made[1].startswith(f"{out}: ok, ")
     assert "chexnet-test 1.0.0" in made[1]
     assert checked == made
+
     manifest = json.loads(shown[1])
     assert manifest["classifier"]["architecture"] == "densenet-121"
     assert "classifier: made up; segmenter (pleura-default" in manifest["licence"]
+
     for status, told, error in wrong:
         assert status == 2
         assert told == ""

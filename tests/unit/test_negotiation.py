@@ -244,14 +244,17 @@ def test_the_error_of_a_malformed_request_says_what_is_wrong(what: str) -> None:
 def test_any_bytes_are_a_request_or_malformed() -> None:
     rng = random.Random(20260101)
     valid = body(context(1), context(3), user(item(0x53, b"\0\1\0\1"), item(0x55, b"NAME")))
+
     for _ in range(3000):
         changed = bytearray(valid)
         for _ in range(rng.randint(1, 6)):
             changed[rng.randrange(68, len(changed))] = rng.randrange(256)
+
         try:
             request = negotiation.read_request(bytes(changed[: rng.randint(60, len(changed))]))
         except MalformedError:
             continue
+
         decisions = negotiation.decide(request, TAKEN)
         answer = negotiation.write_accept(
             request, decisions, negotiation.answered_roles(request, TAKEN), US

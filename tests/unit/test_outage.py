@@ -101,6 +101,7 @@ class _Archive:
 def test_results_of_a_three_day_outage_drain_with_the_urgent_first(tmp_path: Path) -> None:
     world = World(tmp_path)
     _Courier(world).run(world.stop)
+
     uids = [uid for _, uid in world.stored]
     assert len(world.made) == OUTAGE_S / EVERY_S + 1
     # Each result was stored exactly once.
@@ -111,15 +112,18 @@ def test_results_of_a_three_day_outage_drain_with_the_urgent_first(tmp_path: Pat
         "committed": 0,
         "refused": 0,
     }
+
     first, last = world.stored[0][0], world.stored[-1][0]
     assert world.outage_ends <= first <= world.outage_ends + LONGEST_PAUSE_S + 1
     # Once the archive is back, no result waits for a back-off of its own.
     assert last - first < 60 + 0.1 * len(uids)
+
     # Leave out the first two results, whose retries found the archive back.
     waited = [uid for uid in uids[2:] if world.made[uid] < world.outage_ends - HOUR_S]
     number_urgent = sum(uid in world.urgent for uid in waited)
     assert {uid in world.urgent for uid in waited[:number_urgent]} == {True}
     assert waited[number_urgent:] == sorted(waited[number_urgent:], key=lambda uid: world.made[uid])
+
     # A dead archive is tried once every few minutes, not hammered.
     assert OUTAGE_S / LONGEST_PAUSE_S < world.tries < 2.2 * OUTAGE_S / LONGEST_PAUSE_S
     world.ledger.close()

@@ -84,6 +84,7 @@ def test_the_picture_keeps_the_sources_grey_away_from_the_contour(
     drawn = np.asarray(overlay.draw(case), dtype=int)[
         : panel.height, panel.left : panel.left + panel.width
     ]
+
     far = np.ones((panel.height, panel.width), dtype=bool)
     reach = int(panel.line_px + panel.halo_px + panel.scale) + 3
     for row, column in (np.concatenate(contours(blob(source))) + 0.5) * panel.scale:
@@ -91,10 +92,12 @@ def test_the_picture_keeps_the_sources_grey_away_from_the_contour(
             max(0, int(row) - reach) : int(row) + reach,
             max(0, int(column) - reach) : int(column) + reach,
         ] = False
+
     # Exclude the line segments between vertices, too.
     top, left = (np.argwhere(blob(source)).min(axis=0) * panel.scale).astype(int) - reach
     bottom, right = ((np.argwhere(blob(source)).max(axis=0) + 1) * panel.scale).astype(int) + reach
     far[max(0, top) : bottom, max(0, left) : right] = False
+
     assert far.any()
     assert np.all(drawn[far] == round(grey * 255))
 
@@ -115,6 +118,7 @@ def test_the_contour_follows_the_masks_edge(size: tuple[int, int]) -> None:
     mask = blob(source)
     case = positive(source, mask)
     scale = overlay.place(case).scale
+
     image = shown(case)
     coloured = np.argwhere(image[..., 0] - image[..., 2] > 110)
     edge = np.concatenate(contours(mask))
@@ -122,6 +126,7 @@ def test_the_contour_follows_the_masks_edge(size: tuple[int, int]) -> None:
     left = edge[:, 1].min()
     bottom = edge[:, 0].max()
     right = edge[:, 1].max()
+
     # The coloured pixels must span the mask's bounding box to within a line's width.
     low, high = ((np.array([[top, left], [bottom, right]]) + 0.5) * scale - 0.5).tolist()
     assert np.abs(coloured.min(axis=0) - low).max() <= 3 + 0.25 * scale
@@ -145,24 +150,31 @@ def test_the_banner_states_the_answer_in_words(monkeypatch: pytest.MonkeyPatch) 
         "pleura-default",
     ):
         assert part in text
+
     for part in ("1.2.3", "2026-03-03 10:11", "mm^2", "2026-03-04 05:06"):
         assert part in text
+
     estimated = header(PixelSpacing=None, ImagerPixelSpacing=[0.1, 0.1])
     assert "estimated at detector plane" in words(positive(estimated), monkeypatch, 3000)
     text = words(positive(header(PixelSpacing=None)), monkeypatch, 3000)
     assert "mm" not in text
     assert "px (pixel spacing not known)" in text
+
     assert "no region could be outlined" in words(
         positive(mask=np.zeros((41, 37), dtype=bool)), monkeypatch
     )
+
     text = words(negative(), monkeypatch)
     assert "Pneumothorax not detected" in text
     assert "does not exclude pneumothorax" in text
+
     text = words(refused(notes=("PatientAge implausible",)), monkeypatch)
     assert "Not analysed The patient is younger than the minimum age." in text
     assert "PatientAge implausible" in text
+
     near = replace(negative(), finding=Finding(0.41999, 0.42, False))
     assert "0.41999" in words(near, monkeypatch)
+
     for case in (positive(), negative(), refused(pixels=None)):
         text = words(case, monkeypatch)
         assert "Gr" not in text

@@ -54,6 +54,7 @@ class Bench:
         number = self.number
         arrival = Arrival(self.spool.write(b"x"), "1.2", f"1.2.{number}", "", "", "dimse", 1, 9)
         self.ledger.receive([arrival])
+
         (job,) = self.ledger.claim_images("test", 1)
         made = StoredResult(
             "SC", self.spool.write(b"x"), "1.2", f"9.{number}", "1.2.840.10008.1.2.1", 1
@@ -65,6 +66,7 @@ class Bench:
             accession_digest=accession_digest(accession_number, "identity"),
             results=(made,),
         )
+
         owed = dict.fromkeys(destinations, ("SC",))
         self.ledger.complete(job, completion, owed)
         return made.sop_instance_uid
@@ -408,16 +410,19 @@ def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
     bench.owe("pacs")
     for job in bench.ledger.claim_deliveries("pacs", "test", 9):
         bench.ledger.mark_stored(job, 0, commitment=True)
+
     first = bench.ledger.ask_commitment("pacs", 9, 60.0)
     assert first is not None
     assert first.asked_before == 0
     assert "commitment" not in "\n".join(
         status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder)
     )
+
     bench.now += 61.0
     second = bench.ledger.ask_commitment("pacs", 9, 60.0)
     assert second is not None
     assert second.asked_before == 1
+
     text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder))
     assert "1 asked for commitment without a report" in text
 

@@ -91,14 +91,17 @@ def test_a_package_may_have_a_third_network(tiny_package: Path) -> None:
     assert package.load(tiny_package).plausibility is None
     before = yaml.safe_load((tiny_package / "model.yaml").read_text())
     assert not {"plausibility", "precision"} & set(before)
+
     loaded = package.load(with_a_gate(tiny_package))
     assert loaded.manifest.plausibility is not None
     assert loaded.manifest.plausibility.threshold == 0.4
     assert list(loaded.networks) == ["classifier", "segmenter", "plausibility"]
     assert loaded.plausibility is not None
+
     with torch.inference_mode():
         found = loaded.plausibility(loaded.golden["plausibility.input"])
     assert torch.allclose(found, loaded.golden["plausibility.output"], atol=1e-5)
+
     # The other two networks keep exactly the same weights.
     after = yaml.safe_load((tiny_package / "model.yaml").read_text())
     assert {key: after[key] for key in ("classifier", "segmenter")} == {
@@ -157,19 +160,21 @@ def test_a_package_that_would_not_load_is_not_written(tiny_package: Path, tmp_pa
     manifest = loaded.manifest.model_dump(mode="json", exclude={"sha256"})
     networks = {str(role): network for role, network in loaded.networks.items()}
     golden = {role: loaded.golden[f"{role}.input"] for role in networks}
+
     with pytest.raises(PackageError, match="plausibility"):
         package.write(
             tmp_path / "a", manifest, networks | {"plausibility": networks["classifier"]}, golden
         )
+
     with pytest.raises(PackageError, match=r"classifier\.threshold"):
         package.write(tmp_path / "b", manifest | {"classifier": {"threshold": 2}}, networks, golden)
+
     with torch.no_grad():
-        networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = (
-            # More than float16 can hold.
-            7e4
-        )
+        # 7e4 is more than float16 can hold.
+        networks["classifier"].get_parameter("head.weight").zero_()[:, :1] = 7e4
     with pytest.raises(PackageError, match=r"head\.weight holds NaN or infinity"):
         package.write(tmp_path / "c", manifest, networks, golden)
+
     package.write(tmp_path / "d", manifest, networks, golden, exact=True)
     assert package.load(tmp_path / "d").classifier.state_dict()[
         "head.weight"

@@ -181,11 +181,13 @@ def test_a_damaged_zip_is_refused_or_loads_as_the_same_package(
     whole = zipped.read_bytes()
     damaged = bytearray(whole)
     directory = whole.index(b"PK\x01\x02")
+
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(
             st.one_of(st.integers(0, len(whole) - 1), st.integers(directory, len(whole) - 1))
         )
         damaged[place] = data.draw(st.integers(0, 255))
+
     path = zipped.parent / "damaged.zip"
     path.write_bytes(damaged)
     try:

@@ -330,6 +330,7 @@ def test_a_failed_image_without_study_or_series_uid_has_no_result(
 ) -> None:
     path = phantom.write(phantom.draw(3, True, 64), tmp_path / "one.dcm")
     dataset = dcmread(path)
+
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
         unnamed = BytesIO()
         changed = Dataset(dataset)
@@ -344,6 +345,7 @@ def test_a_failed_image_without_study_or_series_uid_has_no_result(
             "analysis_error",
             (),
         )
+
     assert (
         Pipeline(engine, AnalysisSettings()).fail(path.read_bytes(), "analysis_error", AT).results
     )  # type: ignore[arg-type]

@@ -87,8 +87,10 @@ def test_a_mask_has_its_guaranteed_properties(
     assert mask.shape == probability.shape
     # Every pixel of the mask reaches `bottom`, and none is NaN.
     assert (probability[mask] >= bottom).all()
+
     regions, count = label_regions(mask)
     assert all((regions == number).sum() >= area for number in range(1, count + 1))
+
     if mask.any():
         assert (probability[mask] >= top).sum() >= max(1, sure)
         # Nothing was left out wrongly: other pixels that reach `bottom` lie in regions that are too

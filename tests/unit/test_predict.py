@@ -71,12 +71,14 @@ def test_every_file_of_the_node_folder_has_its_correct_state(
     files = sorted((data / "node").glob("*.dcm"))
     answers = {Path(str(answer["file"])).name: answer for answer in predict(capsys, *files)}
     assert {name: answer["reason"] for name, answer in answers.items()} == STATES
+
     for name, answer in answers.items():
         assert answer["state"] == ("not_analysed" if STATES[name] else "analysed"), name
         if STATES[name]:
             assert answer["detail"], name
         else:
             assert 0 < float(str(answer["probability"])) < 1, name
+
     for first, second in ALIKE:
         assert answers[first]["positive"] == answers[second]["positive"]
         # Probabilities are stated in whole percents, so they may differ by one rounding step plus a
@@ -125,14 +127,17 @@ def test_the_demo_phantoms_are_classified_correctly(
     with_one, without = predict(
         capsys, *phantom.demo_samples(tmp_path / "samples"), "--out", tmp_path / "out"
     )
+
     assert with_one["positive"] is True
     assert with_one["laterality"] in ("L", "R")
     assert without["positive"] is False
     assert without["area_px"] is None
+
     # Only the detector's spacing is known.
     assert with_one["area_mm2"]
     assert with_one["area_estimated"] is True
     assert without["area_estimated"] is None
+
     assert sorted(dcmread(path).Modality for path in (tmp_path / "out").iterdir()) == [
         "OT",
         "OT",
@@ -195,11 +200,13 @@ def test_an_unwritable_result_is_reported_and_the_others_are_written(
     picture = Image.fromarray((phantom.draw(7, True, size=64).pixels * 255).astype(np.uint8))
     for name in ("a", "b"):
         picture.save(tmp_path / f"{name}.png")
+
     masks = tmp_path / "masks"
     (masks / "a.png").mkdir(parents=True)
     submission = tmp_path / "submission.csv"
     files = [str(tmp_path / f"{name}.png") for name in ("a", "b", "absent")]
     call = ["predict", "--model", str(eager_package), *files, "--masks", str(masks)]
+
     assert main([*call, "--submission", str(submission)]) == 1
     told = capsys.readouterr()
     assert [line.split(",")[0] for line in submission.read_text().splitlines()] == [

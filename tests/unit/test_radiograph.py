@@ -110,6 +110,7 @@ def test_the_digest_covers_picture_and_patient_not_the_encoding(sample: bytes) -
     other_encoding = io.BytesIO()
     dataset.save_as(other_encoding, implicit_vr=True)
     assert decoded(other_encoding.getvalue()).content_digest == decoded(sample).content_digest
+
     assert (
         decoded(changed(sample, PatientOrientation=["R", "F"])).content_digest
         != decoded(sample).content_digest
@@ -119,6 +120,7 @@ def test_the_digest_covers_picture_and_patient_not_the_encoding(sample: bytes) -
         != decoded(sample).content_digest
     )
     pixels = dcmread(io.BytesIO(sample)).pixel_array.copy()
+
     pixels[5, 5] ^= 1
     assert (
         decoded(changed(sample, PixelData=pixels.tobytes())).content_digest
@@ -136,18 +138,21 @@ def test_a_lut_gives_the_same_digest_and_picture_in_every_encoding(
 
     def encoded(vr: str, implicit: bool, little_endian: bool, values: list[int]) -> bytes:
         dataset = dcmread(io.BytesIO(sample))
+
         table = Dataset()
         table.add_new("LUTDescriptor", "US", [32, 1000, 8] if packed else [16, 1000, 16])
         order = "<" if little_endian else ">"
         table.add_new(
             "LUTData", vr, np.array(values, f"{order}u2").tobytes() if vr == "OW" else values
         )
+
         setattr(dataset, keyword, [table])
         if not little_endian:
             dataset.PixelData = dataset.pixel_array.astype(">u2").tobytes()
             dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
         elif implicit:
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
+
         buffer = io.BytesIO()
         # A copy that does not remember how the data set was read.
         fresh = Dataset(dataset)
@@ -428,13 +433,16 @@ def test_a_deflated_file_is_bounded_and_may_be_cut_off(
     assert (
         radiograph.parse(deflated)[0].file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian
     )
+
     header, _ = radiograph.parse(deflated[:3000])
     assert header.Rows == 128
     with pytest.raises(Unsuitable, match="undecodable"):
         radiograph.decode(header)
+
     for broken in (deflated[:400] + b"\xff" * 200 + deflated[600:], deflated[:350] + bytes(10)):
         with pytest.raises(Unsuitable):
             decoded(broken)
+
     monkeypatch.setattr(radiograph, "_INFLATED_LIMIT_BYTES", 10_000)
     with pytest.raises(Unsuitable, match="not_dicom: the deflated data set is larger"):
         radiograph.parse(deflated)
@@ -456,8 +464,10 @@ def test_a_deflated_file_is_recognised_whatever_its_file_meta(
         "no preamble": whole[132:],
         "no VR": whole[:132] + without_vr + after,
     }[form]
+
     assert decoded(data).content_digest == decoded(sample).content_digest
     assert radiograph.undecoded_digest(data) == radiograph.undecoded_digest(whole)
+
     monkeypatch.setattr(radiograph, "_INFLATED_LIMIT_BYTES", 10_000)
     with pytest.raises(Unsuitable, match="not_dicom: the deflated data set is larger"):
         radiograph.parse(data)

@@ -193,6 +193,7 @@ def voting(segmenter: recipe.Stage, share: float | None) -> dict[str, Any]:
 def test_the_shipped_recipe_matches_the_shipped_model() -> None:
     shipped = recipe.load(recipes.FOLDER / "default.yaml")
     manifest = package.read_manifest(package.default_folder())
+
     for role in {stage.role for stage in shipped.networks}:
         stages = [stage for stage in shipped.networks if stage.role == role]
         network = manifest.networks[role]
@@ -205,6 +206,7 @@ def test_the_shipped_recipe_matches_the_shipped_model() -> None:
         assert network.arguments == {"members": members, "flip": role in shipped.flip}
         assert network.side == max(stage.side for stage in stages)
         assert {network.normalisation} == {stage.normalisation for stage in stages}
+
     assert (manifest.id, manifest.version) == (shipped.id, shipped.version)
 
 

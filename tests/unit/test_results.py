@@ -103,6 +103,7 @@ def test_builds_are_reproducible_at_any_time_and_in_any_process(
         "from inference.results import build\n"
         "for result in build(positive(), ('SEG', 'SC', 'SR', 'PR')): print(hashlib.sha256(result.data).hexdigest())\n"
     )
+
     root = Path(__file__).resolve().parents[2]
     environment = {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "77", "PATH": "/usr/bin:/bin"}
     there = subprocess.run(
@@ -113,11 +114,14 @@ def test_builds_are_reproducible_at_any_time_and_in_any_process(
         text=True,
         check=True,
     )
+
     assert there.stdout.split() == [hashlib.sha256(result.data).hexdigest() for result in first]
+
     now = time.time()
     # Wait until the clock shows another second.
     while int(time.time()) == int(now):
         time.sleep(0.05)
+
     assert [result.data for result in build(positive(), KINDS)] == [result.data for result in first]
 
 
@@ -125,6 +129,7 @@ def test_the_uid_changes_exactly_with_the_content() -> None:
     base = positive()
     assert base.finding is not None
     other_threshold = replace(base, finding=replace(base.finding, threshold=0.5))
+
     others = [
         other_threshold,
         positive(header(SOPInstanceUID="2.25.99")),
@@ -141,18 +146,22 @@ def test_the_uid_changes_exactly_with_the_content() -> None:
         positive(header(FrameOfReferenceUID="1.2.3")),
     ]
     others += [replace(base, notes=("ViewPosition absent",)), replace(base, spacing=None)]
+
     uids = {derived_uid(case, "SC") for case in [base, *others]} | {
         derived_uid(base, kind) for kind in KINDS
     }
     assert len(uids) == len(others) + len(KINDS)
+
     absent = replace(base, appearance=RenderSettings(report_absent=True))
     alone = replace(base, appearance=RenderSettings(refer_to_segmentation=False))
     assert len({derived_uid(case, "SR") for case in (base, absent, alone)}) == 3
     for kind in ("SEG", "SC", "PR"):
         assert len({derived_uid(case, kind) for case in (base, absent, alone)}) == 1
+
     assert derived_uid(
         replace(base, appearance=RenderSettings(longest_side=1024)), "SEG"
     ) == derived_uid(base, "SEG")
+
     later = replace(base, result_time=AT + timedelta(days=1))
     assert derived_uid(later, "SC") == derived_uid(base, "SC")
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for uid in uids)
@@ -162,6 +171,7 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
     source = header(
         PatientAge="81", PatientSex="female", StudyTime="25:99", AccessionNumber=None, StudyID=None
     )
+
     for result in build(positive(source), KINDS):
         written = read(result)
         for keyword in (
@@ -181,6 +191,7 @@ def test_patient_and_study_are_copied_and_never_invented() -> None:
         assert written.SeriesDescription.endswith("Research use only - not for diagnosis")
         assert len(written.SeriesDescription) <= 64
         assert written.ContributingEquipmentSequence[0].DeviceUID == MODEL.device_uid
+
     # The source is unchanged.
     assert source.PatientAge == "81"
     assert source.StudyInstanceUID == "2.25.12"
@@ -198,12 +209,15 @@ def test_hostile_headers_give_objects_and_log_no_patient(
         BodyPartExamined="secret; drop",
         StudyDescription="SECRET" * 20,
     )
+
     case = positive(source)
     caplog.clear()
     # Any warning would fail here, because pytest turns warnings into errors.
     results = build(case, KINDS)
+
     assert "SECRET" not in caplog.text
     assert len(results) == 4
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seg = read(results[0])
@@ -222,6 +236,7 @@ def test_times_are_the_results_in_the_sources_utc_offset() -> None:
         )
         for offset in (None, "+0530")
     )
+
     assert (plain.ContentDate, plain.ContentTime[:4]) == ("20260304", "2330")
     assert (shifted.ContentDate, shifted.ContentTime[:4]) == ("20260305", "0400")
     assert shifted.TimezoneOffsetFromUTC == "+0530"
@@ -235,6 +250,7 @@ def test_times_are_the_results_in_the_sources_utc_offset() -> None:
 def test_the_segmentation_has_the_attributes_that_viewers_need() -> None:
     seg = read(build(positive(header(FrameOfReferenceUID=None)), ["SEG"])[0])
     assert seg.FrameOfReferenceUID.startswith("2.25.")
+
     segment = seg.SegmentSequence[0]
     assert (
         segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning == "Right"
@@ -244,10 +260,12 @@ def test_the_segmentation_has_the_attributes_that_viewers_need() -> None:
         read(build(positive(header(FrameOfReferenceUID="1.2.3")), ["SEG"])[0]).FrameOfReferenceUID
         == "1.2.3"
     )
+
     silent = read(build(positive(header(PatientOrientation=None)), ["SEG"])[0])
     assert (
         "AnatomicRegionModifierSequence" not in silent.SegmentSequence[0].AnatomicRegionSequence[0]
     )
+
     spacing = {
         0.2: {},
         0.14: {"PixelSpacing": None, "ImagerPixelSpacing": [0.14, 0.14]},
@@ -278,6 +296,7 @@ def test_the_lossy_history_is_copied_and_the_overlay_adds_its_step() -> None:
     assert list(seg.LossyImageCompressionMethod) == ["ISO_15444_1", ""]
     assert len(sc.LossyImageCompressionRatio) == 3
     assert list(sc.LossyImageCompressionMethod) == ["ISO_15444_1", "", "ISO_10918_1"]
+
     seg, sc = (read(result) for result in build(positive(), ["SEG", "SC"]))
     assert (seg.LossyImageCompression, sc.LossyImageCompression) == ("00", "01")
     assert "LossyImageCompressionMethod" not in seg
@@ -289,17 +308,20 @@ def test_the_overlay_keeps_the_radiograph_and_writes_below_it(
 ) -> None:
     source = header(Rows=shape[0], Columns=shape[1])
     case = negative(source)
+
     image = picture(build(case, ["SC"])[0])
     panel = overlay.place(case)
     assert max(panel.width, panel.height) <= 2048
     assert panel.scale in (1, 2, 4, 16) or panel.scale < 1
     assert image.width >= 760
     assert image.height - panel.banner_top >= image.width // 8
+
     shown = np.asarray(
         image.crop((panel.left, 0, panel.left + panel.width, panel.height)), dtype=float
     )
     # Grey pixels stay grey.
     assert np.ptp(shown, axis=2).max() <= 3
+
     assert case.pixels is not None
     middle = case.pixels[shape[0] // 2, shape[1] // 2] * 255
     assert abs(shown[panel.height // 2, panel.width // 2].mean() - middle) < 6
@@ -314,12 +336,14 @@ def test_only_the_contour_along_the_masks_edge_is_coloured() -> None:
     shown = np.asarray(picture(build(case, ["SC"])[0]), dtype=int)[
         : panel.height, panel.left : panel.left + panel.width
     ]
+
     coloured = (shown[..., 0] - shown[..., 2] > 80)[:: int(panel.scale), :: int(panel.scale)]
     inside = np.pad(mask, 4)
     edge = np.zeros_like(mask)
     for down in range(-4, 5):
         for across in range(-4, 5):
             edge |= mask != inside[4 + down : 604 + down, 4 + across : 704 + across]
+
     assert coloured.sum() > 800
     assert not (coloured & ~edge).any()
 

@@ -45,6 +45,7 @@ def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float
     elif name == "SS as US":
         # Use only values that need US.
         ramp = ramp // 2 + np.uint16(61440)
+
     seen = Dataset()
     seen.PhotometricInterpretation = "MONOCHROME2"
     for one in (luts_of, *luts_of.get("SoftcopyVOILUTSequence", ())):
@@ -53,6 +54,7 @@ def shown_grey(name: str, source: Dataset, luts_of: Dataset) -> NDArray[np.float
         ):  # fmt: skip
             if keyword in one:
                 seen.add(one[keyword])
+
     seen.set_original_encoding(*luts_of.original_encoding)
     return displayed(seen, ramp)[0]
 
@@ -175,6 +177,7 @@ def test_a_lut_that_cannot_be_copied_gives_no_state_and_a_broken_lut_the_window(
     # The output of a modality LUT has 8 or 16 bits.
     few_bits = lut(0, 4, bytes(range(16)), 16)
     either = lut(65000, 16, RAMP.astype("<u2").tobytes(), 4096)
+
     for changes in (
         {"VOILUTSequence": wide, "PixelRepresentation": 1},
         {"ModalityLUTSequence": few_bits},
@@ -182,6 +185,7 @@ def test_a_lut_that_cannot_be_copied_gives_no_state_and_a_broken_lut_the_window(
         {"ModalityLUTSequence": lut(0, 16, b"half", 256)},
     ):
         assert build(positive(header(**changes)), ["PR"]) == ()
+
     (kept,) = build(
         positive(header(VOILUTSequence=lut(0, 16, b"half", 256), WindowCenter=50, WindowWidth=100)),
         ["PR"],

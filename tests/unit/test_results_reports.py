@@ -65,16 +65,19 @@ def test_a_lesion_has_the_same_tracking_uid_in_seg_sr_and_presentation_state() -
     seg, sr, pr = build(case, KINDS)
     uids = [lesion.tracking_uid for lesion in lesions_of(case)]
     assert len(set(uids)) == 2
+
     segments = read(seg).SegmentSequence
     assert [segment.TrackingUID for segment in segments] == uids
     assert [segment.SegmentLabel for segment in segments] == [
         "Pneumothorax region 1",
         "Pneumothorax region 2",
     ]
+
     assert [group.tracking_uid for group in groups(sr)] == [uids[0], uids[0], uids[1], uids[1]]
     drawn = [one.TrackingUID for one in read(pr).GraphicAnnotationSequence[0].GraphicObjectSequence]
     # The hole has a contour of its own.
     assert drawn == [uids[0], uids[1], uids[1]]
+
     sides = [
         segment.AnatomicRegionSequence[0].AnatomicRegionModifierSequence[0].CodeMeaning
         for segment in segments
@@ -97,6 +100,7 @@ def test_highdicom_reads_contour_frame_and_measurements_of_the_report() -> None:
     seg, sr, _ = build(case, KINDS)
     frames = read(seg).pixel_array.astype(bool)
     found = groups(sr)
+
     for lesion, contour, frame in zip(lesions_of(case), found[::2], found[1::2], strict=True):
         assert contour.reference_type == codes.DCM.ImageRegion
         assert contour.roi is not None
@@ -106,6 +110,7 @@ def test_highdicom_reads_contour_frame_and_measurements_of_the_report() -> None:
         rows, columns = np.nonzero(frames[lesion.number - 1])
         assert np.abs(line.min(axis=0) - (columns.min(), rows.min())).max() < 0.7
         assert np.abs(line.max(axis=0) - (columns.max() + 1, rows.max() + 1)).max() < 0.7
+
         measured = {
             m.unit.value: m.value for m in contour.get_measurements(codes.SCT.AreaOfDefinedRegion)
         }
@@ -114,12 +119,14 @@ def test_highdicom_reads_contour_frame_and_measurements_of_the_report() -> None:
         (certainty,) = contour.get_measurements(codes.DCM.CertaintyOfFinding)
         assert (certainty.value, certainty.unit.value) == (87, "%")
         assert contour.finding_type == hd.sr.CodedConcept("36118008", "SCT", "Pneumothorax")
+
         # OHIF would show a group's Finding Site by the code of its concept name.
         assert not contour.finding_sites
         for area_of_lesion in contour.get_measurements(codes.SCT.AreaOfDefinedRegion):
             (site,) = area_of_lesion.finding_sites
             assert site.value.meaning == "Lung"
             assert site.laterality.meaning == ("Left" if lesion.number == 1 else "Right")
+
         assert frame.reference_type == codes.DCM.ReferencedSegmentationFrame
         reference = frame.referenced_segmentation_frame
         assert reference is not None
@@ -210,6 +217,7 @@ def test_the_image_library_is_present_if_the_source_has_its_attributes() -> None
     by_name = {item.ConceptNameCodeSequence[0].CodeMeaning: item for item in content(full)}
     assert by_name["Horizontal Pixel Spacing"].MeasuredValueSequence[0].NumericValue == 0.2
     assert by_name["Patient Orientation Column"].TextValue == "F"
+
     for lack in (
         {"ImagerPixelSpacing": None},
         # A placeholder spacing, which is not used for measurements.
@@ -242,6 +250,7 @@ def test_names_keep_their_bytes_in_every_character_set(charset: Any, name: str) 
         StudyDescription="胸部" if "王" in name else None,
     )
     source.save_as(written, implicit_vr=False, little_endian=True)
+
     parsed = dcmread(written, force=True)
     for kind, result in zip(
         (*KINDS, "SR"),
@@ -257,6 +266,7 @@ def test_names_keep_their_bytes_in_every_character_set(charset: Any, name: str) 
 def test_the_presentation_state_keeps_the_display_of_the_image() -> None:
     (plain,) = (read(result) for result in build(positive(), ["PR"]))
     assert plain.PresentationLUTShape == "IDENTITY"
+
     assert "SoftcopyVOILUTSequence" not in plain
     table = Dataset()
     table.LUTDescriptor = [256, 0, 16]
@@ -268,11 +278,13 @@ def test_the_presentation_state_keeps_the_display_of_the_image() -> None:
     )  # fmt: skip
     # A value that is not a defined term may contain anything, such as a name.
     source.RescaleType = "Gruen^Ada"
+
     (shown,) = (read(result) for result in build(positive(source), ["PR"]))
     assert shown.PresentationLUTShape == "INVERSE"
     assert list(shown.SoftcopyVOILUTSequence[0].WindowCenter) == [40, 50]
     assert (shown.RescaleSlope, shown.RescaleIntercept, shown.RescaleType) == (2, -5, "US")
     assert (shown.ShutterRightVerticalEdge, shown.ShutterPresentationValue) == (30, 0)
+
     # An incomplete shutter is not copied.
     del source.ShutterRightVerticalEdge
     source.VOILUTSequence = [table]

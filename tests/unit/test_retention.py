@@ -48,17 +48,21 @@ class Bench:
         self.number += 1
         uid = f"1.2.{self.number}"
         data = bytes(size_bytes)
+
         self.ledger.receive(
             [Arrival(self.spool.write(data), "1.2", uid, "", "", "dimse", 1, len(data))]
         )
+
         if state == "received":
             return uid
         (job,) = self.ledger.claim_images("test", 1)
+
         results: tuple[StoredResult, ...] = ()
         if state == "analysed":
             results = (
                 StoredResult("SC", self.spool.write(data), "1.2", f"9.{uid}", "1.2", len(data)),
             )
+
         self.ledger.complete(job, Completion(state, uid, results=results), self.config.owed())
         return uid
 
@@ -98,12 +102,14 @@ def test_completed_bytes_are_removed_by_age_and_their_rows_stay(
     node = bench()
     node.image()
     node.deliver()
+
     node.pass_days(13)
     assert (node.turn(), node.files()) == (0, 2)
     node.now += DAY_S
     assert (node.turn(), node.files()) == (2, 0)
     assert node.ledger.inspect.counts()["deliveries"]["stored"] == 1
     assert verify(node.ledger.inspect, node.spool).clean
+
     # The same image sent again is still a duplicate.
     node.ledger.receive([Arrival(node.spool.write(b"x"), "1.2", "1.2.1", "", "", "dimse", 1, 1)])
     (job,) = node.ledger.claim_images("test", 1)
@@ -228,17 +234,20 @@ def test_verify_reports_missing_and_damaged_bytes(
     node = bench()
     for _ in range(3):
         node.image()
+
     files = {
         file.what: node.spool.path(file.spool_name) for file in node.ledger.inspect.kept_files()
     }
     files["image 1.2.1"].unlink()
     files["SC 9.1.2.2"].write_bytes(b"short")
     node.spool.write(b"of nobody")
+
     report = verify(node.ledger.inspect, node.spool)
     assert len(report.faults) == 2
     assert "1.2.1" in report.faults[0]
     assert "has 5 of 10 bytes" in report.faults[1]
     assert (report.files, report.unowned, report.unknown) == (6, 0, 1)
+
     settings = tmp_path / "pleura.yaml"
     settings.write_text(
         yaml.safe_dump({"spool": str(node.spool.folder), "ledger": node.config.ledger})

@@ -122,6 +122,7 @@ def shape(url: str) -> dict[str, Any]:
     engine = sa.create_engine(url)
     look = sa.inspect(engine)
     found: dict[str, Any] = {}
+
     for table in look.get_table_names():
         found[table] = {
             "columns": {
@@ -135,11 +136,13 @@ def shape(url: str) -> dict[str, Any]:
             ],
             "unique": [one["column_names"] for one in look.get_unique_constraints(table)],
         }
+
     texts = (
         "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
         if engine.dialect.name == "sqlite"
         else "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
     )
+
     with engine.connect() as conn:
         found["indexes"] = {(name, text) for name, text in conn.exec_driver_sql(texts)}
         found["version"] = conn.exec_driver_sql("SELECT version FROM schema_version").scalar_one()
@@ -206,6 +209,7 @@ def test_migrated_tables_equal_newly_created_tables(
 ) -> None:
     Ledger(old_url).close()
     upgraded = shape(old_url)
+
     engine = sa.create_engine(old_url)
     if engine.dialect.name == "sqlite":
         engine.dispose()
@@ -216,6 +220,7 @@ def test_migrated_tables_equal_newly_created_tables(
             conn.exec_driver_sql("CREATE SCHEMA public")
         engine.dispose()
         new_url = old_url
+
     Ledger(new_url).close()
     assert upgraded == shape(new_url)
     assert upgraded["version"] == SCHEMA_VERSION
@@ -227,15 +232,18 @@ def test_waiting_images_are_analysed_and_images_in_work_are_claimed_alone(ledger
     assert first.sop_instance_uid == "1.1"
     (second,) = ledger.claim_images("me", 9)
     assert (second.sop_instance_uid, second.attempt) == ("1.2", 2)
+
     made = StoredResult("SC", "made-9", "1.2.6", "9.9", "1.2.1", 4)
     ledger.renew([first, second])
     assert (
         ledger.complete(first, Completion("analysed", "z", results=(made,)), {"pacs": ["SC"]})
         == "analysed"
     )
+
     ledger.abandon(second)
     (again,) = ledger.claim_images("me", 9)
     ledger.give_back(again)
+
     assert ledger.inspect.counts()["instances"] == {
         "received": 1,
         "analysed": 2,
@@ -256,12 +264,14 @@ def test_owed_results_are_delivered_and_committed(ledger: Ledger) -> None:
     first, second = ledger.claim_deliveries("pacs", "me", 9)
     assert (first.result.sop_instance_uid, first.result.size_bytes) == ("9.1", None)
     assert (second.failures, second.attempt) == (1, 3)
+
     ledger.mark_stored(first, 0, commitment=True)
     ledger.retry_later(second, "trouble", 0.0)
     request = ledger.ask_commitment("pacs", 9, 60.0)
     assert request is not None
     assert request.references == (("1.2.5", "9.1"),)
     assert ledger.record_commitment_report("pacs", request.transaction_uid, ["9.1"], {}, {})
+
     # No commitment is requested for results that the old version stored.
     assert ledger.ask_commitment("outbox", 9, 60.0) is None
     assert ledger.inspect.counts()["deliveries"] == {
@@ -307,11 +317,13 @@ def test_of_many_processes_that_open_a_ledger_one_migrates_it(old_url: str) -> N
     processes = [
         context.Process(target=_open_and_claim, args=(old_url, start, names)) for _ in range(3)
     ]
+
     for process in processes:
         process.start()
     claimed = sorted(name for _ in processes for name in names.get(timeout=120))
     for process in processes:
         process.join(60)
+
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert claimed == ["1.1", "1.2"]
     assert shape(old_url)["version"] == SCHEMA_VERSION

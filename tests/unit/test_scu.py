@@ -94,6 +94,7 @@ def test_results_in_a_vanished_spool_are_not_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool")
     spool.claim(ledger.spool_identity)
     folder = FolderDestination(name="outbox", folder=tmp_path / "outbox")
+
     for number in range(4):
         name = spool.write(b"x")
         ledger.receive([Arrival(name, "1.2", f"1.{number}", "", "", "dimse", 1, 1)])
@@ -102,6 +103,7 @@ def test_results_in_a_vanished_spool_are_not_refused(tmp_path: Path) -> None:
         ledger.complete(
             job, Completion("analysed", str(number), results=(result,)), {"outbox": ("SC",)}
         )
+
     courier = _Leaving(folder, ledger, spool)
     courier.run(courier.stop)
     assert courier.stored == 1

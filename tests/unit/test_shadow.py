@@ -211,9 +211,11 @@ second = json.loads(sys.stdin.readline())
 answer(first, 0.9)
 answer(second, 0.8)
 """
+
     networks = _process(script, replace(LIMITS, image_s=0.2))()
     networks.start()
     first, second = Path("first"), Path("second")
+
     with pytest.raises(EndedError, match="no answer"):
         networks.ask(first)
     with pytest.raises(EndedError, match="another image"):
@@ -240,6 +242,7 @@ def test_hanging_networks_are_ended_even_while_the_ledger_is_away(
 def test_the_role_restarts_its_networks_and_stops_while_they_hang(small: Bench) -> None:
     for number in range(3):
         small.end_image(f"1.2.{number}", b"0.9", 0.9)
+
     patient = replace(LIMITS, image_s=600.0)
     scripts = iter(["sys.exit(3)", "sys.stdin.readline(); sys.exit(3)"])
     worker = ShadowWorker(
@@ -248,10 +251,12 @@ def test_the_role_restarts_its_networks_and_stops_while_they_hang(small: Bench) 
         small.spool,
         patient,
     )
+
     stop = threading.Event()
     names = []
     role = threading.Thread(target=worker.run, args=(stop, names.append))
     role.start()
+
     wait_until("the third process is asked", lambda: len(names) == 3 and _begun(small) == 3)
     stop.set()
     role.join(60)

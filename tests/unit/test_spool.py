@@ -110,8 +110,10 @@ def test_nothing_is_acknowledged_in_an_unmounted_spool(tmp_path: Path) -> None:
     folder.rename(tmp_path / "mount point")
     spool = Spool(folder)
     spool.claim(ledger.spool_identity)
+
     intake = Intake(ledger, spool)
     take(intake, "1.3")
+
     folder.rename(tmp_path / "away")
     (tmp_path / "mount point").rename(folder)
     with pytest.raises(NoRoomError):
@@ -232,15 +234,18 @@ def test_a_file_written_in_pieces_is_visible_only_once_finished(
     monkeypatch.setattr(os, "writev", lambda descriptor, data: writev(descriptor, [data[0][:7]]))
     # More pieces than one system call accepts.
     pieces = [bytes([number % 251]) * (number % 5) for number in range(2500)]
+
     file = spool.begin()
     file.write(*pieces[:1200])
     file.write(*pieces[1200:])
     assert list(spool.names()) == []
+
     file.finish()
     spool.sync([file.name])
     # Dropping a finished file has no effect.
     file.drop()
     assert spool.read(file.name) == b"".join(pieces)
+
     dropped = spool.begin()
     dropped.write(b"x")
     dropped.drop()

@@ -138,6 +138,7 @@ def test_a_role_starts_once_its_port_is_free_and_survives_a_full_standard_output
 ) -> None:
     """`pleura receive >/dev/full` while another program holds the port for some time."""
     log = tmp_path / "log.txt"
+
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         path = settings(tmp_path, port=port)
@@ -151,6 +152,7 @@ def test_a_role_starts_once_its_port_is_free_and_survives_a_full_standard_output
         finally:
             role.send_signal(signal.SIGTERM)
             assert role.wait(30) == 0
+
     assert "Traceback" not in log.read_text()
 
 

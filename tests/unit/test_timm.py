@@ -149,6 +149,7 @@ def timm(monkeypatch: pytest.MonkeyPatch) -> Any:
                 f"timm cannot be imported ({error}); an optional extra, never promised: pip "
                 "install pleura[timm]"
             )
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     return library
 

@@ -258,14 +258,17 @@ def test_squeeze_and_excitation_of_current_timm_has_other_padding_and_is_refused
     encoder = ENCODERS["se-resnext50"](3)
     values = distinct_values(encoder)
     state = {}
+
     for name, value in zip(cadene(), values, strict=True):
         theirs = name.removeprefix("layer0.").replace(".se_module.", ".se.")
         if ".se." in theirs and theirs.endswith("weight"):
             # In that library, this layer is a convolution of one pixel.
             value = value[:, :, None, None]
         state[theirs] = value
+
     assert {"conv1.weight", "bn1.bias", "layer3.5.se.fc1.weight"} <= state.keys()
     torch.save(state | {"fc.weight": torch.ones(2)}, tmp_path / "seresnext50_32x4d.pth")
+
     with pytest.raises(WeightsError, match=r"pads otherwise.*legacy_.*encoder: timm-"):
         load_start(
             Network(encoder), stage(encoder="se-resnext50"), tmp_path / "seresnext50_32x4d.pth"

@@ -155,13 +155,16 @@ def test_each_image_ends_with_one_complete_log_line(
     bench.receive(1)
     bench.receive(2, inside="9.9")
     bench.run()
+
     lines = [record for record in caplog.records if hasattr(record, "facts")]
     ended = {vars(line)["facts"]["sop_instance_uid"]: line for line in lines}
     assert ended.keys() == {"1.2.1", "9.9"}
+
     assert re.fullmatch(
         r"image 1 1\.2\.1: analysed, (positive|not detected), score 0\.\d{3}, \d+ ms, to outbox",
         ended["1.2.1"].getMessage(),
     )
+
     failed = ended["9.9"].getMessage()
     assert failed.startswith("image 2 9.9: failed (uid_mismatch: the data set says 9.9)")
     assert vars(ended["1.2.1"])["facts"]["destinations"] == ["outbox"]
@@ -204,20 +207,24 @@ def test_a_poison_image_fails_alone_and_its_neighbours_are_analysed(
     monkeypatch.setattr(BreakablePipeline, "breaks_in", step)
     for seed in (11, 12, 13, 14):
         bench.receive(seed)
+
     assert bench.run() == {"received": 0, "analysed": 3, "not_analysed": 0, "failed": 1}
     (ending,) = bench.ledger.inspect.history("1.2.13")
     assert (ending["state"], ending["reason"]) == ("failed", "analysis_error")
     # The archive gets an overlay with the reason.
     assert [result["kind"] for result in ending["results"]] == ["SC"]
+
     events = bench.pipeline.events
     tried = [number for number, event in enumerate(events) if event == ("read", POISON.decode())]
     # Once together with its neighbours, then three times alone.
     assert len(tried) == 4
+
     steps_to_its_end = 1 + ["read", "answer", "conclude"].index(step)
     for first in tried[1:]:
         assert {patient for _, patient in events[first : first + steps_to_its_end]} == {
             POISON.decode()
         }
+
     assert caplog.records
     assert not any(SECRET in OneLineFormatter().format(record) for record in caplog.records)
 
@@ -473,11 +480,13 @@ def test_a_process_whose_image_hangs_is_left_to_its_watchdog(
     monkeypatch.setattr(
         faulthandler, "dump_traceback_later", lambda seconds, exit: armed.append(seconds)
     )
+
     worker = bench.worker
     bench.receive(1)
     (job,) = bench.ledger.claim_images("test", 1)
     image = ClaimedImage(job, bench.pipeline)
     flow = SimpleNamespace(in_hand=[image])
+
     assert worker._beat(flow) == [job]  # type: ignore[arg-type]
     assert len(armed) == 1
     image.watch.since -= 3600
