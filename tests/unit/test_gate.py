@@ -151,7 +151,7 @@ BOTH: dict[str, Callable[[Any], object]] = {
     "a name as the serial number": put(DeviceSerialNumber="DOE JOHN"),
     "a name as a report's text": put(TextValue="DOE JOHN"),
     "a name as a graphic's text": put(UnformattedTextValue="DOE JOHN"),
-    "a name as a code of its own": put(CodeMeaning="DOE JOHN"),
+    "a name as a private code": put(CodeMeaning="DOE JOHN"),
     "a name in a meaning without a code": within(
         "ContributingEquipmentSequence", lambda d: put(InstitutionCodeSequence=[NAME])(d)
     ),

@@ -237,21 +237,21 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "the mask transposed": (mask(np.transpose), ALL),
     "the mask mirrored": (mask(np.fliplr), ALL),
     "the mask upside down": (mask(np.flipud), ALL),
-    "the mask turned around": (mask(lambda mask: np.rot90(mask, 2)), ALL),
+    "the mask rotated by 180 degrees": (mask(lambda mask: np.rot90(mask, 2)), ALL),
     "the mask inverted": (mask(np.logical_not), ALL),
     "the mask a pixel wider": (mask(ndimage.binary_dilation), ALL),
     "the mask a pixel narrower": (mask(ndimage.binary_erosion), ALL),
     "the mask with its hole filled": (mask(filled), ALL),
     "a lesion left out": (mask(without_the_small_lesion), ALL),
-    "a pixel more": (mask(with_one_more_pixel), ALL),
+    "an additional pixel": (mask(with_one_more_pixel), ALL),
     # Figures.
-    "an area of one pixel more": (measurement(area_px=195), ("SC", "SR")),
+    "an area one pixel too large": (measurement(area_px=195), ("SC", "SR")),
     "an area ten times as large": (measurement(area_mm2=114.0), ("SC",)),
     "an area that claims to be exact": (measurement(area_estimated=False), ("SC",)),
     "an area without millimetres": (measurement(area_mm2=None), ("SC",)),
-    "a region more": (measurement(regions=3), ("SC", "SR")),
+    "an additional region": (measurement(regions=3), ("SC", "SR")),
     "the centroid's row and column swapped": (measurement(centroid_px=(15.2, 14.1)), ("SR",)),
-    "the extent a pixel too far": (measurement(extent_px=(5, 4, 37, 41)), ("SR",)),
+    "the extent one pixel too large": (measurement(extent_px=(5, 4, 37, 41)), ("SR",)),
     "the spread's row and column swapped": (measurement(spread_px=(11.4, 8.2)), ("SR",)),
     "no figures": (finding(measurement=None), ("SC", "SR")),
     # The side.
@@ -263,13 +263,13 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "row and column spacing swapped": (spacing(0.3, 0.2), ("SEG", "PR")),
     "a spacing in centimetres": (spacing(0.02, 0.03), ("SEG", "SC", "SR", "PR")),
     "a spacing of square pixels": (spacing(0.2, 0.2), ALL),
-    "a spacing said to be the patient's": (spacing(0.2, 0.3, detector=False), ("SC", "SR")),
+    "a spacing stated as the patient's": (spacing(0.2, 0.3, detector=False), ("SC", "SR")),
     # The score.
     "another score": (finding(probability=0.86), ("SC", "SR")),
     "score and threshold swapped": (finding(probability=0.42, threshold=0.87), ("SC", "SR")),
     "another threshold": (finding(threshold=0.41), ("SC", "SR")),
     "a score that claims to be calibrated": (finding(calibrated=False), ("SR",)),
-    "a score as a part of 100": (finding(probability=0.0087), ("SC", "SR")),
+    "a score as a percentage": (finding(probability=0.0087), ("SC", "SR")),
     "not detected": (lambda _: NEGATIVE, ("SC", "SR")),
     "not analysed": (lambda _: REFUSED, ("SC", "SR")),
     # Picture and grey.
@@ -281,8 +281,8 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "a narrower window": (source(WindowWidth=199), ("PR",)),
     "another rescale": (source(RescaleIntercept=-4), ("PR",)),
     "another shutter": (source(ShutterLeftVerticalEdge=3), ("PR",)),
-    "a lossless past": (source(LossyImageCompression="00"), ("SEG", "SC")),
-    "another lossy past": (source(LossyImageCompressionRatio="9"), ("SEG", "SC")),
+    "no lossy history": (source(LossyImageCompression="00"), ("SEG", "SC")),
+    "another lossy history": (source(LossyImageCompressionRatio="9"), ("SEG", "SC")),
     "another date of acquisition": (source(AcquisitionDate="20260304"), ("SC",)),
     # Equipment and time.
     "another model": (
@@ -294,7 +294,7 @@ BELIEFS: dict[str, tuple[Belief, tuple[str, ...]]] = {
     "another minute": (
         lambda case: replace(case, result_time=case.result_time.replace(minute=7)), ALL
     ),
-    "a note that the case has not": (lambda case: replace(case, notes=("turned",)), ("SC", "SR")),
+    "a note that the case does not have": (lambda case: replace(case, notes=("turned",)), ("SC", "SR")),
 }  # fmt: skip
 
 
@@ -307,12 +307,12 @@ SHIFTS = {
     "0.5 px left": shifted(-0.5, 0),
     "0.5 px down": shifted(0, 0.5),
     "0.5 px up": shifted(0, -0.5),
-    "0.5 px aslant": shifted(0.5, 0.5),
+    "0.5 px diagonally": shifted(0.5, 0.5),
     "1 px right": shifted(1, 0),
     "1 px up": shifted(0, -1),
-    "1 px aslant": shifted(1, 1),
+    "1 px diagonally": shifted(1, 1),
     "3 px left": shifted(-3, 0),
-    "10 px aslant": shifted(10, 10),
+    "10 px diagonally": shifted(10, 10),
 }
 LINES: dict[str, Spoil] = {
     **{f"contours {name}": spoil for name, spoil in SHIFTS.items()},

@@ -41,9 +41,9 @@ PLAIN = positive(header(), TWO)
 WHOLE = positive(header(Rows=1024, Columns=512, PixelSpacing=None, ImagerPixelSpacing=[0.2, 0.2]))
 (GOOD_WHOLE,) = build(WHOLE, ["SR"])
 (GOOD_NEGATIVE,) = build(NEGATIVE, ["SR"])
-STRANGER = Dataset()
-STRANGER.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-STRANGER.ReferencedSOPInstanceUID = "2.25.666"
+OTHER_IMAGE = Dataset()
+OTHER_IMAGE.ReferencedSOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
+OTHER_IMAGE.ReferencedSOPInstanceUID = "2.25.666"
 
 
 def shift(line: list[float], by: float) -> list[float]:
@@ -130,17 +130,18 @@ SR: dict[str, Change] = {
     "no evidence": drop(EVIDENCE),
     "evidence of another study": within(EVIDENCE, put(StudyInstanceUID="2.25.14")),
     "evidence without the SEG": within(EVIDENCE, lambda d: d.ReferencedSeriesSequence.pop()),
-    "evidence of a stranger": within(
-        f"{EVIDENCE}.ReferencedSeriesSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d)
+    "evidence of another image": within(
+        f"{EVIDENCE}.ReferencedSeriesSequence",
+        lambda d: put(ReferencedSOPSequence=[OTHER_IMAGE])(d),
     ),
-    "a contour on a stranger": item(
+    "a contour on another image": item(
         "Image Region",
-        within("ContentSequence", lambda d: put(ReferencedSOPSequence=[STRANGER])(d)),
+        within("ContentSequence", lambda d: put(ReferencedSOPSequence=[OTHER_IMAGE])(d)),
     ),
-    "a contour on nothing": item("Image Region", drop("ContentSequence")),
-    "a contour that is moved": item("Image Region", move_contour),
-    "a contour that is open": item("Image Region", open_contour),
-    "a contour that is transposed": item("Image Region", transpose_contour),
+    "a contour without an image reference": item("Image Region", drop("ContentSequence")),
+    "a moved contour": item("Image Region", move_contour),
+    "an open contour": item("Image Region", open_contour),
+    "a transposed contour": item("Image Region", transpose_contour),
     "a contour that is a point": item(
         "Image Region", put(GraphicType="POINT", GraphicData=[5.0, 5.0])
     ),
@@ -160,7 +161,7 @@ SR: dict[str, Change] = {
     "no tracking UID": cut("Tracking Unique Identifier"),
     "another tracking UID": item("Tracking Unique Identifier", put(UID="2.25.8")),
     "lesions in another order": swap_groups,
-    "a lesion less": lose_a_lesion,
+    "a missing lesion": lose_a_lesion,
     "another finding": item("Finding", code("36118009", "Pneumothorax")),
     "the other side": item("Laterality", code("7771000", "Left")),
     "no finding site": cut("Finding Site"),
@@ -177,10 +178,10 @@ SR: dict[str, Change] = {
     "absent and present": item("Pneumothorax", code("272519000", "Absent")),
     "no sentence": cut("Comment"),
     "another sentence": item("Comment", put(TextValue="Pneumothorax excluded.")),
-    "a sentence more": add_to_evaluations(comment_item("Patient Gruen^Ada")),
+    "an additional sentence": add_to_evaluations(comment_item("Patient Gruen^Ada")),
     "another observer": item("Device Observer UID", put(UID="2.25.3")),
-    "a person observing": item("Device Observer Name", put(TextValue="Gruen^Ada")),
-    "a relation of its own": item("Finding", put(RelationshipType="INFERRED FROM")),
+    "a person as the observer": item("Device Observer Name", put(TextValue="Gruen^Ada")),
+    "another relationship type": item("Finding", put(RelationshipType="INFERRED FROM")),
     "an item without a name": item("Finding", drop("ConceptNameCodeSequence")),
     "no heading": cut("Qualitative Evaluations"),
 }
@@ -201,14 +202,14 @@ PR: dict[str, Change] = {
     "graphics on a layer that is not there": within(GRAPHICS, put(GraphicLayer="OTHER")),
     "no layer": drop("GraphicLayerSequence"),
     "no graphics": drop("GraphicAnnotationSequence"),
-    "a contour less": within(GRAPHICS, lambda d: d.GraphicObjectSequence.pop()),
-    "a contour that is moved": within(GRAPHIC, move_contour),
-    "a contour that is open": within(
+    "a missing contour": within(GRAPHICS, lambda d: d.GraphicObjectSequence.pop()),
+    "a moved contour": within(GRAPHIC, move_contour),
+    "an open contour": within(
         GRAPHIC, lambda d: (open_contour(d), put(NumberOfGraphicPoints=len(d.GraphicData) // 2)(d))
     ),
-    "a count of other points": within(GRAPHIC, put(NumberOfGraphicPoints=3)),
+    "a wrong number of points": within(GRAPHIC, put(NumberOfGraphicPoints=3)),
     "a filled contour": within(GRAPHIC, put(GraphicFilled="Y")),
-    "contours of the display": within(GRAPHIC, put(GraphicAnnotationUnits="DISPLAY")),
+    "contours in display units": within(GRAPHIC, put(GraphicAnnotationUnits="DISPLAY")),
     "another tracking UID": within(GRAPHIC, put(TrackingUID="2.25.8")),
     "no tracking": within(GRAPHIC, drop("TrackingID", "TrackingUID")),
     "a patient's name in the text": within(
@@ -217,13 +218,13 @@ PR: dict[str, Change] = {
     "a part of the image": within(
         "DisplayedAreaSelectionSequence", put(DisplayedAreaBottomRightHandCorner=[30, 41])
     ),
-    "the polarity turned": put(PresentationLUTShape="INVERSE"),
+    "the polarity inverted": put(PresentationLUTShape="INVERSE"),
     "no polarity": drop("PresentationLUTShape"),
     "another window": within("SoftcopyVOILUTSequence", put(WindowCenter=90)),
-    "a rescale of its own": put(RescaleSlope=2),
-    "a shutter of its own": put(ShutterShape="CIRCULAR", RadiusOfCircularShutter=10),
-    "a window that is lost": drop("SoftcopyVOILUTSequence"),
-    "a rescale that is lost": drop("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "another rescale": put(RescaleSlope=2),
+    "another shutter": put(ShutterShape="CIRCULAR", RadiusOfCircularShutter=10),
+    "a missing window": drop("SoftcopyVOILUTSequence"),
+    "a missing rescale": drop("RescaleSlope", "RescaleIntercept", "RescaleType"),
 }
 AREA = "DisplayedAreaSelectionSequence"
 TEXT = f"{GRAPHICS}.TextObjectSequence"
@@ -265,7 +266,7 @@ PR_OF_A_PLAIN_IMAGE: dict[str, Change] = {
         TEXT,
         put(AnchorPoint=[5.0, 5.0], AnchorPointVisibility="Y", AnchorPointAnnotationUnits="PIXEL"),
     ),
-    "the image turned": put(ImageRotation=90, ImageHorizontalFlip="Y"),
+    "the image rotated": put(ImageRotation=90, ImageHorizontalFlip="Y"),
     "another colour": within(
         "GraphicLayerSequence", put(GraphicLayerRecommendedDisplayGrayscaleValue=0)
     ),
@@ -281,8 +282,10 @@ ABSENT.ConceptCodeSequence = [copy.deepcopy(ABSENT.ConceptNameCodeSequence[0])]
 ABSENT.ConceptCodeSequence[0].CodeValue = "272519000"
 ABSENT.ConceptCodeSequence[0].CodeMeaning = "Absent"
 OF_A_NEGATIVE: dict[str, Change] = {
-    "Absent, which the site never allowed": add_to_evaluations(ABSENT),
-    "it says suspected": item("Comment", put(TextValue="Pneumothorax suspected by the algorithm.")),
+    "Absent without the site's permission": add_to_evaluations(ABSENT),
+    "stated as suspected": item(
+        "Comment", put(TextValue="Pneumothorax suspected by the algorithm.")
+    ),
     "no disclaimer": item("Qualitative Evaluations", lambda found: found.ContentSequence.pop()),
 }
 MUTATIONS = [

@@ -72,10 +72,10 @@ def waiting(
 ) -> list[Future[None]]:
     """One object whose commit has begun, and six that wait behind it."""
     objects = [threads.submit(take, intake, 0)]
-    wait_until("the first commit", lambda: ledger.groups == [1])
+    wait_until("the first commit has begun", lambda: ledger.groups == [1])
 
     objects += [threads.submit(take, intake, number) for number in range(1, 7)]
-    wait_until("all files", lambda: len(list(spool.names())) == 7)
+    wait_until("all files are written", lambda: len(list(spool.names())) == 7)
     return objects
 
 

@@ -37,8 +37,8 @@ SENT = {
     "an unknown number": (b"ISO_IR 999", "Grün^Ada".encode("latin-1"), b"P-1 "),
     "no character set": (None, "Grün^Ada".encode("latin-1"), "Ü-1 ".encode("latin-1")),
     "an empty character set": (b"", "Grün^Ada".encode("latin-1"), b"P-1 "),
-    "bytes that are no UTF-8": (b"ISO_IR 192", "Grün^Ada".encode("latin-1"), b"P\xff\xfe1"),
-    "another coding than stated": (b"ISO_IR 100", CYRILLIC.encode(), "Ж-1".encode()),
+    "bytes that are not UTF-8": (b"ISO_IR 192", "Grün^Ada".encode("latin-1"), b"P\xff\xfe1"),
+    "another encoding than stated": (b"ISO_IR 100", CYRILLIC.encode(), "Ж-1".encode()),
     "code extensions": (
         b"\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B ", b"P-1 ",
     ),

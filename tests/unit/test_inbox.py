@@ -156,7 +156,7 @@ def test_a_file_without_a_close_event_is_kept_and_received_again_if_it_changes(
         assert path.exists()
         upload.write(b"the second half")
 
-    wait_until("it goes", lambda: node.left() == [])
+    wait_until("the file is removed", lambda: node.left() == [])
     found = [node.spool.read(row["spool_name"]) for row in node.rows()]
     assert found == [b"the first half, ", b"the first half, the second half"]
 
@@ -170,7 +170,7 @@ def test_a_closed_file_is_removed_at_once(node: Node, tmp_path: Path) -> None:
     path = node.folder / "image.dcm"
     path.write_bytes(b"whole")
     path.chmod(0o644)
-    wait_until("it goes", lambda: node.left() == [])
+    wait_until("the file is removed", lambda: node.left() == [])
 
 
 def test_a_file_that_cannot_be_read_into_memory_delays_no_other(
@@ -185,7 +185,7 @@ def test_a_file_that_cannot_be_read_into_memory_delays_no_other(
     for number in range(9):
         (node.folder / f"{number}.dcm").write_bytes(b"huge" if number % 2 else b"small")
     node.start()
-    wait_until("the others go", lambda: len(node.left()) == 4)
+    wait_until("the other files are removed", lambda: len(node.left()) == 4)
     assert "inbox: a file stays (MemoryError)" in caplog.text
     assert len(node.rows()) == 5
 
@@ -197,8 +197,8 @@ def test_a_file_that_is_too_large_is_not_read(
     (node.folder / "long.dcm").write_bytes(b"eleven byte")
     (node.folder / "short.dcm").write_bytes(b"ten bytes.")
     node.start()
-    wait_until("the other goes", lambda: node.left() == ["long.dcm"])
-    wait_until("it is told", lambda: "longer than 10 bytes" in caplog.text)
+    wait_until("the other file is removed", lambda: node.left() == ["long.dcm"])
+    wait_until("the size is logged", lambda: "longer than 10 bytes" in caplog.text)
     assert len(node.rows()) == 1
 
 
@@ -269,7 +269,7 @@ def test_an_unreadable_folder_is_logged_once_and_delays_no_other(
     (open_folder / "goes.dcm").write_bytes(b"x")
     node.start()
     wait_until("the other is taken", lambda: not (open_folder / "goes.dcm").exists())
-    wait_until("it is told", told)
+    wait_until("the unreadable folder is logged", told)
     assert len(told()) == 1
     assert "Permission denied" in told()[0]
 
@@ -277,7 +277,7 @@ def test_an_unreadable_folder_is_logged_once_and_delays_no_other(
 def test_a_missing_inbox_is_logged(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     node.start()
     node.folder.rename(node.folder.with_name("away"))
-    wait_until("it is told", lambda: "inbox: the folder" in caplog.text)
+    wait_until("the missing inbox is logged", lambda: "inbox: the folder" in caplog.text)
     node.folder.with_name("away").rename(node.folder)
     (node.folder / "goes.dcm").write_bytes(b"x")
     wait_until("its file is taken", lambda: node.left() == [])
@@ -291,9 +291,11 @@ def test_an_inbox_that_cannot_be_created_is_logged_and_retried(
     node.folder.write_bytes(b"no folder")
     node.folder = node.folder / "inbox"
     node.start()
-    wait_until("it is told", lambda: "inbox: the folder: NotADirectoryError" in caplog.text)
+    wait_until(
+        "the error is logged", lambda: "inbox: the folder: NotADirectoryError" in caplog.text
+    )
     node.folder.parent.unlink()
-    wait_until("it is made", node.folder.is_dir)
+    wait_until("the folder is created", node.folder.is_dir)
     (node.folder / "goes.dcm").write_bytes(b"x")
     wait_until("its file is taken", lambda: node.left() == [])
 
@@ -312,18 +314,18 @@ def test_a_lasting_trouble_is_in_the_facts_without_a_file_name(
     node.start()
     running = node.inbox
     assert running is not None
-    wait_until("it is told", lambda: running.facts()["inbox_stuck_files"] == 1)
+    wait_until("the file is counted", lambda: running.facts()["inbox_stuck_files"] == 1)
     stuck = "files that cannot be taken and removed: 1; the last try: Permission denied"
     assert running.facts()["inbox_trouble"] == stuck
 
     monkeypatch.setattr(Inbox, "_keep", keep)
-    wait_until("all is well", lambda: running.facts()["inbox_trouble"] == "")
+    wait_until("the trouble has ended", lambda: running.facts()["inbox_trouble"] == "")
     node.folder.rename(node.folder.with_name("away"))
-    wait_until("it is told", lambda: running.facts()["inbox_trouble"] != "")
+    wait_until("the trouble is reported", lambda: running.facts()["inbox_trouble"] != "")
     gone = "the folder, or one below it, cannot be used: No such file or directory"
     assert running.facts() == {"inbox_trouble": gone, "inbox_stuck_files": 0}
     node.folder.with_name("away").rename(node.folder)
-    wait_until("all is well", lambda: running.facts()["inbox_trouble"] == "")
+    wait_until("the trouble has ended", lambda: running.facts()["inbox_trouble"] == "")
 
 
 def test_a_hanging_share_is_in_the_facts(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,9 +342,11 @@ def test_a_hanging_share_is_in_the_facts(node: Node, monkeypatch: pytest.MonkeyP
     running = node.inbox
     assert running is not None
     monkeypatch.setattr(os, "scandir", hanging)
-    wait_until("it is told", lambda: "does not answer" in running.facts()["inbox_trouble"])
+    wait_until(
+        "the hang is reported", lambda: "does not answer" in running.facts()["inbox_trouble"]
+    )
     may_answer.set()
-    wait_until("it answers", lambda: running.facts()["inbox_trouble"] == "")
+    wait_until("the share answers", lambda: running.facts()["inbox_trouble"] == "")
 
 
 def test_a_file_that_cannot_be_removed_is_received_once(

@@ -123,7 +123,7 @@ def test_settings_that_could_not_be_applied_are_not_recorded_as_taken(
     monkeypatch.setattr("daemon.live._TROUBLE_S", 0.02)
     node.roles[1].failures = 3
     assert node.reload(admission={"minimum_age_years": 16}).is_taken
-    wait_until("it is in force", lambda: node.roles[1].taken)
+    wait_until("the settings are in force", lambda: node.roles[1].taken)
     assert [each.admission.minimum_age_years for each in node.roles[1].taken] == [16]
     assert node.roles[1].failures == 0
     wait_until(

@@ -292,13 +292,17 @@ def test_retry_now_ends_a_couriers_back_off(tmp_path: Path) -> None:
     thread.start()
     try:
         wait_until(
-            "it is down", lambda: ledger.inspect.destinations().get("outbox", {}).get("down_since")
+            "the destination is down",
+            lambda: ledger.inspect.destinations().get("outbox", {}).get("down_since"),
         )
         outbox.folder.parent.unlink()
         retry(ledger, Wanted(BOTH, now=True), taking("outbox"))
-        wait_until("it is stored", lambda: ledger.inspect.counts()["deliveries"]["stored"] == 1)
         wait_until(
-            "it is up", lambda: ledger.inspect.destinations()["outbox"]["down_since"] is None
+            "the result is stored", lambda: ledger.inspect.counts()["deliveries"]["stored"] == 1
+        )
+        wait_until(
+            "the destination is up",
+            lambda: ledger.inspect.destinations()["outbox"]["down_since"] is None,
         )
     finally:
         stop.set()
@@ -329,7 +333,7 @@ def test_a_result_on_a_bad_sector_is_remade_without_blaming_the_destination(
     thread = threading.Thread(target=courier.run, args=(stop,))
     thread.start()
     try:
-        wait_until("it is made again", lambda: ledger.inspect.counts()["instances"]["received"])
+        wait_until("the result is remade", lambda: ledger.inspect.counts()["instances"]["received"])
     finally:
         stop.set()
         thread.join()
@@ -452,9 +456,11 @@ def test_a_role_sends_heartbeats_from_ready_until_its_end(bench: Bench) -> None:
     with SignsOfLife(bench.ledger, "analyse", ready, every_s=0.01):
         assert bench.ledger.inspect.roles() == []
         ready.set()
-        wait_until("it gives signs", bench.ledger.inspect.roles)
+        wait_until("the first heartbeat", bench.ledger.inspect.roles)
         bench.now += 100.0
-        wait_until("it goes on", lambda: bench.ledger.inspect.roles()[0]["beat_at"] == bench.now)
+        wait_until(
+            "the next heartbeat", lambda: bench.ledger.inspect.roles()[0]["beat_at"] == bench.now
+        )
         assert "role analyse: 1 running" in list(
             status.lines(bench.ledger.inspect, [], bench.spool.folder)
         )

@@ -97,7 +97,10 @@ def test_one_of_two_copies_completed_at_the_same_time_is_a_duplicate(
         conn.exec_driver_sql("SELECT 1 FROM instances WHERE id = 1 FOR UPDATE")
         for number, thread in enumerate(threads, start=1):
             thread.start()
-            wait_until("it waits", lambda number=number: waiting_for_locks(other_host) >= number)
+            wait_until(
+                "the copy waits for the lock",
+                lambda number=number: waiting_for_locks(other_host) >= number,
+            )
         assert states == []
     for thread in threads:
         thread.join()
@@ -205,7 +208,7 @@ def test_images_in_work_during_a_server_crash_are_completed_once(server: Postgre
         thread.start()
     wait_until("work has begun", lambda: len(done) > 5)
     server.stop("immediate")
-    wait_until("somebody has noticed", lambda: errors > 0)
+    wait_until("a worker has seen an error", lambda: errors > 0)
     server.start()
     for thread in threads:
         thread.join(_DEADLINE_S)
@@ -277,7 +280,7 @@ def test_an_image_whose_commit_outlives_its_connection_keeps_its_bytes(
         admin.exec_driver_sql(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
         admin.exec_driver_sql("SELECT pg_reload_conf()")
         wait_until(
-            "it holds",
+            "the setting is in force",
             lambda: admin.exec_driver_sql("SHOW synchronous_standby_names").scalar_one() == name,
         )
 
