@@ -90,6 +90,8 @@ _RECEIVED = {
     "unfinished": 0,
     "unfinished_alone": 0,
 }
+# The columns of a received object's row that have a value.
+_ARRIVAL_COLUMNS = (*Arrival._fields, *_RECEIVED, "received_at")
 _RESULT_FIELDS = tuple(StoredResult.__dataclass_fields__)
 # The tables that are worked on by lease, each with the state in which a lease can be held.
 _LEASED = ((instances, ImageState.RECEIVED.value), (deliveries, DeliveryState.OWED.value))
@@ -130,11 +132,6 @@ class Ledger:
         # Whether transitions record their audit events, in the same transaction.
         self.is_audited = False
 
-        # Compiled once, not in each commit, for whose Python code the associations wait.
-        columns = [*Arrival._fields, *_RECEIVED, "received_at"]
-        insert = sa.insert(instances).compile(self._database.engine, column_keys=columns)
-        self._insert_arrival = str(insert)
-
     @classmethod
     def existing(cls, url: str, migrate: bool = True) -> Ledger:
         """The ledger of a node that has run.
@@ -161,10 +158,9 @@ class Ledger:
             UndecidedError: the answer to the commit was lost; it may still happen at any time.
         """
         self._database.append(
-            self._insert_arrival,
-            lambda now: [
-                arrival._asdict() | _RECEIVED | {"received_at": now} for arrival in arrivals
-            ],
+            instances,
+            _ARRIVAL_COLUMNS,
+            lambda now: [(*arrival, *_RECEIVED.values(), now) for arrival in arrivals],
         )
 
     def wait_for_commits(self) -> None:

@@ -36,7 +36,11 @@ class Point:
 
 WRITES = ("os:write", "os:writev", "os:pwrite", "os:pwritev")
 NAMES = ("os:rename", "os:replace", "os:link")
-_COMMIT = ("sqlalchemy.engine.default:DefaultDialect.do_commit",)
+_COMMIT = (
+    "sqlalchemy.engine.default:DefaultDialect.do_commit",
+    # SQLite: a received object's row, past SQLAlchemy
+    "daemon.ledger.database:execute_and_commit",
+)
 
 # step, moment, calls, kind of path behind the folder's name
 _FILE_STEPS = (

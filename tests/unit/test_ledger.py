@@ -638,6 +638,31 @@ def test_an_unanswered_commitment_request_is_repeated_after_doubling_waits(
     assert [later - earlier for earlier, later in itertools.pairwise(asked_at)] == [60, 120, 240]
 
 
+def test_objects_that_share_a_commit_stand_together_or_not_at_all(ledger: Ledger) -> None:
+    broken = arrival("2")._replace(origin=None)  # type: ignore[arg-type]
+    with pytest.raises((sqlite3.IntegrityError, sa.exc.IntegrityError)):
+        ledger.receive([arrival("1"), broken])
+    assert instances(ledger)["received"] == 0
+    ledger.receive([arrival("3"), arrival("4"), arrival("5")])
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 4)] == ["3", "4", "5"]
+
+
+def test_receiving_waits_for_another_writer(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(f"sqlite:///{path}")
+    ledger.receive([arrival("1")])
+    writer = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE instances SET priority = 0")
+    timer = threading.Timer(0.3, writer.commit)
+    timer.start()
+    ledger.receive([arrival("2")])
+    timer.join()
+    assert [job.sop_instance_uid for job in ledger.claim_images("me", 2)] == ["1", "2"]
+    writer.close()
+    ledger.close()
+
+
 def test_an_image_is_not_written_to_a_removed_ledger_file(tmp_path: Path) -> None:
     """SQLite itself keeps writing to a removed file without an error."""
     path, away = tmp_path / "ledger.db", tmp_path / "away.db"
