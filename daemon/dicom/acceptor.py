@@ -1,9 +1,10 @@
 """One association, at its acceptor's end: PS3.8 over one connection, in one blocking thread.
 
 The counterpart of requestor.py. The bytes of a C-STORE go from the connection into one buffer and
-from there to the handler, a megabyte at a time: nothing is buffered or copied in between.
-Back-pressure: the next request of a pipelining peer stays unread until the last is answered, so
-that it waits with its sender and not in our memory.
+from there to the handler, a megabyte at a time. Only what is read with a PDU's header, a kilobyte
+at most, is copied in between. Back-pressure: beyond that kilobyte, the next request of a pipelining
+peer stays unread until the last is answered, so that it waits with its sender and not in our
+memory.
 
 The injected Session decides what each message means. The acceptor owns the protocol: which PDU is
 allowed when, the limits on time and size, and the words for how an association ended.
@@ -65,6 +66,9 @@ _WRITTEN_AT_ONCE_PARTS = 1000  # IOV_MAX is 1024
 # Each fragment counts with its headers, so that even empty fragments reach the limit.
 _OVERHEAD_BYTES = PDU_HEADER_BYTES + PDV_HEADER_BYTES
 
+# The most that one read of a PDU's header takes: a whole command set, and the next PDU's header.
+_AHEAD_BYTES = 1024
+
 _FAREWELL_S = 1.0  # for the peer to read our last PDU, once we have closed our side
 
 _OURSELVES = UserInformation(
@@ -98,12 +102,15 @@ class Limits:
 class Connection(Protocol):
     """A connected byte stream, plain or TLS.
 
-    recv_into() returns the number of bytes read, 0 when the peer has closed, and raises
-    TimeoutError when nothing came for a fraction of a second, so that the acceptor looks at its
-    deadlines. sendall() raises OSError when the peer does not read.
+    recv_into() waits for a full buffer, recv_some() for the first bytes. Both return the number of
+    bytes read, 0 when the peer has closed, and raise TimeoutError when nothing came for a fraction
+    of a second, so that the acceptor looks at its deadlines. sendall() raises OSError when the peer
+    does not read.
     """
 
     def recv_into(self, buffer: memoryview, /) -> int: ...
+
+    def recv_some(self, buffer: memoryview, /) -> int: ...
 
     def sendall(self, data: ReadableBuffer, /) -> None: ...
 
@@ -209,6 +216,10 @@ class Association:
         self._pdu_deadline = 0.0
 
         self._header = memoryview(bytearray(PDU_HEADER_BYTES))
+        # A header is read with what has come behind it, because a small object's time goes into
+        # its reads. `_ahead` is the part that is not used yet.
+        self._read_at_once = memoryview(bytearray(_AHEAD_BYTES))
+        self._ahead = self._read_at_once[:0]
         # An anonymous mapping: only used pages take memory, and the kernel gets them back at the
         # end.
         self._buffer: memoryview | None = None
@@ -501,19 +512,19 @@ class Association:
     def _read_header(self, patience_s: float, awaited: str) -> tuple[int, int]:
         """The type and length of the next PDU, which may keep us waiting for `patience_s`."""
         began = time.monotonic()
-        while True:
+        while not self._ahead:
             watchdog.beat()
             try:
-                count = self._connection.recv_into(self._header)
-                break
+                count = self._connection.recv_some(self._read_at_once)
             except TimeoutError:
                 self._require_patience(began, patience_s, awaited)
-        if not count:
-            raise self._closed()
+                continue
+            if not count:
+                raise self._closed()
+            self._ahead = self._read_at_once[:count]
 
         self._pdu_deadline = time.monotonic() + self._limits.pdu_s
-        if count < PDU_HEADER_BYTES:
-            self._fill(self._header[count:])
+        self._fill(self._header)
         pdu_type, size = PDU_HEADER.unpack(self._header)
         return pdu_type, size
 
@@ -527,6 +538,11 @@ class Association:
 
     def _fill(self, view: memoryview) -> None:
         """Read the whole of `view` before the deadline of its PDU."""
+        count = min(len(view), len(self._ahead))
+        view[:count] = self._ahead[:count]
+        self._ahead = self._ahead[count:]
+        view = view[count:]
+
         while view:
             watchdog.beat()
             try:

@@ -122,6 +122,19 @@ class TlsConnection:
             TimeoutError: no byte came.
             OSError: the connection is broken.
         """
+        return self._receive(buffer, is_filled=True)
+
+    def recv_some(self, buffer: memoryview, /) -> int:
+        """Read what has come, at least one byte; 0 at the end of the stream.
+
+        Raises:
+            TimeoutError: no byte came in `_READ_S`.
+            OSError: the connection is broken.
+        """
+        return self._receive(buffer, is_filled=False)
+
+    def _receive(self, buffer: memoryview, is_filled: bool) -> int:
+        """`is_filled`: go on until `buffer` is full."""
         if self._ahead:
             count = min(len(buffer), len(self._ahead))
             buffer[:count] = self._ahead[:count]
@@ -129,7 +142,7 @@ class TlsConnection:
             return count
 
         filled = 0
-        while filled < len(buffer):
+        while filled < len(buffer) and (is_filled or not filled):
             try:
                 # read() returns the number of bytes when it is given a buffer.
                 count = cast(int, self._tls.read(len(buffer) - filled, buffer[filled:]))

@@ -36,6 +36,7 @@ from daemon.dicom.leniency import lenient_headers
 from daemon.dicom.negotiation import Rejected, Supported
 from daemon.dicom.pdu import PduType
 from daemon.receive.access import AccessList, Caller
+from daemon.receive.connections import PlainConnection
 from daemon.receive.scp import Receiver
 from tests.peers.receiving import (
     BODY,
@@ -473,6 +474,23 @@ def test_a_message_is_taken_however_it_is_cut_up(start: Callable[..., Node], how
         assert meta.ImplementationVersionName.startswith("PLEURA")
         assert len(kept) == 144 + meta.FileMetaInformationGroupLength + len(BODY)
     assert len(node.rows()) == 2
+
+
+def test_messages_that_come_together_are_answered_one_after_another(
+    start: Callable[..., Node],
+) -> None:
+    """A header is read with what has come behind it: nothing of that is lost, or read twice."""
+    node = start()
+    with RawSender(node) as sender:
+        sender.send(*WHOLE["one PDU"], *WHOLE["a command in many fragments"], *WHOLE["one PDU"])
+        assert [sender.status() for _ in range(3)] == [0x0000] * 3
+        for byte in b"".join(WHOLE["one PDU"])[:200]:
+            sender.send(bytes([byte]))
+        sender.send(b"".join(WHOLE["one PDU"])[200:] + b"\x05\0\0\0\0\x04\0\0\0\0")
+        assert sender.status() == 0x0000
+        assert sender.answer()[0] == 0x06
+    kept = [node.spool.read(row["spool_name"]) for row in node.rows()]
+    assert [each.endswith(BODY) for each in kept] == [True] * 4
 
 
 COMMANDS = {
@@ -916,7 +934,8 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
     for end in (ours, theirs):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    association = Acceptor(ours, "here", Limits(), lambda *_: Echoed())  # type: ignore[arg-type]
+    connection = PlainConnection(ours)
+    association = Acceptor(connection, "here", Limits(), lambda *_: Echoed())  # type: ignore[arg-type]
 
     with contextlib.closing(association), ThreadPoolExecutor(2) as threads, theirs:
         ended = threads.submit(association.run)

@@ -530,6 +530,13 @@ def test_what_came_is_acknowledged_before_more_is_awaited(ca: Authority, node_pa
     assert received == b"commandobject"
     assert plain.calls == ["acknowledge", "wait"] * 2
 
+    peer.write(b"header")
+    plain.pieces.append(upwards.read())
+    more = bytearray(1024)
+    assert connection.recv_some(memoryview(more)) == len(b"header")
+    assert more.startswith(b"header")
+    assert plain.calls == ["acknowledge", "wait"] * 3
+
 
 # -- deliver
 
