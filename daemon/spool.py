@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import random
 import re
 import secrets
 import time
@@ -363,8 +364,8 @@ class Unfinished:
         """Raises OSError."""
         self.name = name
         self._path = f"{folder}/{name}"
-        # Its current path.
-        self._at = f"{folder}/.{secrets.token_hex(8)}.part"
+        # Its current path. Not a secret, so no system call for random bits; O_EXCL takes no chance.
+        self._at = f"{folder}/.{random.getrandbits(64):016x}.part"
         self._descriptor = os.open(
             self._at, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
         )

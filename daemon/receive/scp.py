@@ -115,6 +115,8 @@ class Receiver:
             if association.rejection is not None:
                 self._alerts.refuse(association.address, end.why)
         finally:
+            if isinstance(association.session, Session):
+                association.session.close()
             self._roster.leave(association)
             association.close()
 

@@ -6,6 +6,7 @@ file meta information, piece by piece as it arrives.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -35,6 +36,8 @@ log = logging.getLogger("pleura.receive")
 _DECLINED_SHOWN = 8  # declined contexts in one line of the log
 
 _IMPLEMENTATION = (IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME)
+# A file that lies ready is used for this long: objects of one second share a folder's flush.
+_READY_S = 1.0
 _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
 _LOW = 2
 # What a person should do about a refused object.
@@ -81,6 +84,9 @@ class Session:
         default_factory=time.monotonic
     )  # its last whole object, or its begin
     unlogged: StoredObject | None = None  # stored, and its answer is on the way
+    # The next object's file, opened while its sender has our answer to read, and when.
+    ready: IncomingFile | None = None
+    ready_since: float = 0.0
 
     @property
     def holder(self) -> tuple[str, str]:
@@ -129,10 +135,38 @@ class Session:
         return status
 
     def answered(self) -> None:
-        """After the answer, so that the sender does not wait for the log line."""
+        """After the answer, so that the sender waits neither for the next file nor for the log."""
         if self.unlogged is not None:
+            self._open_next()
             self.unlogged.log_stored()
             self.unlogged = None
+
+    def begin_file(self) -> IncomingFile:
+        """A file for an object that comes. Raises NoRoomError, OSError."""
+        file, self.ready = self.ready, None
+        if file is None:
+            return self.intake.begin()
+        if time.monotonic() < self.ready_since + _READY_S:
+            return file
+        file.drop()
+        return self.intake.begin()
+
+    def close(self) -> None:
+        """The association has ended."""
+        file, self.ready = self.ready, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.drop()
+
+    def _open_next(self) -> None:
+        """Open the next object's file. Many associations bring one object, so not after the first.
+
+        What prevents it is said when the object comes.
+        """
+        if self.counts.stored > 1:
+            with contextlib.suppress(NoRoomError, OSError):
+                self.ready = self.intake.begin()
+                self.ready_since = time.monotonic()
 
 
 class StoredObject:
@@ -195,7 +229,7 @@ class StoredObject:
             self._file.write(*chunks)
             return
 
-        self._file = self._session.intake.begin()
+        self._file = self._session.begin_file()
         request = self._request
         uids = (request.sop_class_uid, request.sop_instance_uid, self._transfer_syntax)
         head = write_file_meta(uids, _IMPLEMENTATION, self._calling)

@@ -493,6 +493,50 @@ def test_messages_that_come_together_are_answered_one_after_another(
     assert [each.endswith(BODY) for each in kept] == [True] * 4
 
 
+def test_the_next_objects_file_lies_ready_and_goes_with_its_association(
+    start: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = start()
+
+    def ready() -> list[Path]:
+        return list(tmp_path.rglob("*.part"))
+
+    with RawSender(node) as sender:
+        sender.send(*WHOLE["one PDU"])
+        assert sender.status() == 0x0000
+        time.sleep(0.1)
+        assert ready() == []  # many associations bring one object
+
+        sender.send(*WHOLE["one PDU"])
+        assert sender.status() == 0x0000
+        wait_until("a file lies ready", ready)
+        (first,) = ready()
+
+        time.sleep(1.1)
+        sender.send(*WHOLE["one PDU"])
+        assert sender.status() == 0x0000
+        wait_until("another lies ready", lambda: ready() and first not in ready())
+    wait_until("nothing of it is left", lambda: not ready())
+    assert len(list(node.spool.names())) == len(node.rows()) == 3
+
+
+def test_a_ready_file_that_is_gone_refuses_one_object_at_most(
+    start: Callable[..., Node], tmp_path: Path
+) -> None:
+    node = start()
+    with RawSender(node) as sender:
+        for _ in range(2):
+            sender.send(*WHOLE["one PDU"])
+            assert sender.status() == 0x0000
+        wait_until("a file lies ready", lambda: list(tmp_path.rglob("*.part")))
+        for path in tmp_path.rglob("*.part"):
+            path.unlink()
+        sender.send(*WHOLE["one PDU"], *WHOLE["one PDU"])
+        assert sender.status() != 0x0000
+        assert sender.status() == 0x0000
+    assert len(list(node.spool.names())) == len(node.rows()) == 3
+
+
 COMMANDS = {
     "in one PDU": [p_data((COMMAND | LAST, c_store()))],
     "in two fragments": [
