@@ -229,10 +229,10 @@ class Spool:
         Raises OSError only if the spool was there before and after a failed look: it may be mounted
         again between the failed look and require().
         """
-        with contextlib.suppress(OSError):
+        try:
             return look()
-
-        self.require()
+        except OSError:
+            self.require()
         try:
             return look()
         except OSError:

@@ -217,16 +217,16 @@ def read_command_set(encoded: bytes | bytearray | memoryview) -> CommandSet:
     """
     encoded = bytes(encoded)
     values: dict[int, bytes] = {}
-    at = 0
+    value_at, end = ELEMENT.size, len(encoded)
 
-    while len(encoded) - at >= ELEMENT.size:
-        group, number, length = ELEMENT.unpack_from(encoded, at)
-        at += ELEMENT.size
-        if length > len(encoded) - at:
+    while value_at <= end:
+        group, number, length = ELEMENT.unpack_from(encoded, value_at - ELEMENT.size)
+        value_end = value_at + length
+        if value_end > end:
             break
         if group == 0:
-            values[number] = encoded[at : at + length]
-        at += length
+            values[number] = encoded[value_at:value_end]
+        value_at = value_end + ELEMENT.size
     return CommandSet(values)
 
 

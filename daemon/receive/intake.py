@@ -7,7 +7,6 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -90,12 +89,15 @@ class Intake:
             )
         self._room_bytes -= size
 
-    @contextlib.contextmanager
-    def finishing(self, file: IncomingFile) -> Iterator[None]:
-        """Within this context, a group commit waits briefly for the row of `file`."""
+    def finish(self, file: IncomingFile, unfinished: Unfinished) -> None:
+        """Make the bytes of `file` durable. Meanwhile a group commit waits briefly for its row.
+
+        Raises:
+            OSError: the disk failed; nothing of it is left.
+        """
         self._finishing.add(file)
         try:
-            yield
+            unfinished.finish()
         finally:
             self._finishing.discard(file)
 
@@ -198,6 +200,10 @@ class Intake:
         return None
 
 
+# A row's error until its group is committed.
+_LEFT_OUT = RuntimeError("the group commit left it out")
+
+
 def _taken_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
@@ -212,9 +218,7 @@ class _Row:
     # Set when the row is committed, or when its thread shall lead the next commit.
     turn: threading.Lock = field(default_factory=_taken_lock)
     is_done: bool = False
-    error: Exception | None = field(
-        default_factory=lambda: RuntimeError("the group commit left it out")
-    )
+    error: Exception | None = _LEFT_OUT
 
 
 class IncomingFile:
@@ -248,11 +252,10 @@ class IncomingFile:
             NoRoomError: nothing was accepted; the message says why.
             OSError: the disk failed; nothing was accepted.
         """
-        with self._intake.finishing(self):
-            try:
-                self._file.finish()
-            except OSError as error:
-                raise no_room_or(error) from error
+        try:
+            self._intake.finish(self, self._file)
+        except OSError as error:
+            raise no_room_or(error) from error
         self._intake.commit(arrival)
 
     def drop(self) -> None:
