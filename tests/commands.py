@@ -1,4 +1,4 @@
-"""`pleura ...` in this process: the command itself, without the start of another Python."""
+"""Runs `pleura ...` in this process, without the time that another Python takes to start."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from daemon import cli
 
 
 def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """What a process of the same words would have returned and printed.
+    """Exit status and output of `pleura` with these arguments.
 
-    An exception that no command catches fails the test. The umask and the log's handlers are put
-    back: `main` sets them for the life of a process.
+    An exception that the command does not catch fails the test. The umask and the log handlers,
+    which `main` sets for the life of a process, are restored.
     """
     words = [*map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
+    out = io.StringIO()
+    err = io.StringIO()
     handlers = logging.getLogger().handlers[:]
     umask = os.umask(0o077)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.main(words)
     except SystemExit as ended:
-        # argparse ends a wrong call so.
+        # argparse raises it if the arguments are wrong.
         status = int(ended.code or 0)
     finally:
         os.umask(umask)

@@ -1,5 +1,6 @@
-"""What every test may ask for: the real data, the peer programs, a free port. On a newcomer's
-machine a missing one skips with its reason; under CI=true it fails.
+"""Fixtures for every test: real data, peer programs, a free port, a ledger.
+
+If data or a program is missing, the test is skipped with the reason; under CI=true it fails.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from tools.peers.postgres import Postgres, binaries
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Tests side by side are handed out one by one, so that each process makes a fixture of a module
-# anew, and imports what one of its tests needs. A file in which that costs seconds says
-# `pytestmark = pytest.mark.xdist_group(...)`: its tests run in one process.
+# pytest-xdist hands out single tests, so each worker process makes a module's fixtures and imports
+# again. Where that costs seconds, the file sets `pytestmark = pytest.mark.xdist_group(...)`: then
+# one process runs all its tests.
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Where tests run side by side, a second thread of torch waits for a core and burns the first.
-    # Before torch is imported, and for every process that a test starts.
+    # With several workers, a second torch thread only waits for a core and slows down the first.
+    # Set before torch is imported; processes that a test starts inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def missing(reason: str) -> None:
-    """Skip with the reason, or fail where everything is promised to be there."""
+    """Skip with the reason; fail under CI=true, where everything must be installed."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -72,7 +73,7 @@ def free_port() -> Callable[[], int]:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A PostgreSQL server for the whole session; tests that stop it start one of their own."""
+    """A PostgreSQL server for the whole session. A test that stops the server starts its own."""
     if binaries() is None:
         missing("PostgreSQL's server is not installed (apt-get install postgresql)")
     with Postgres(tmp_path_factory.mktemp("postgres"), unused_port(), durable=False) as server:
@@ -89,7 +90,7 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a new ledger may be, on each engine in turn."""
+    """The URL of a new ledger; the test runs once with each database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
     return str(request.getfixturevalue("postgres_url"))
@@ -97,11 +98,11 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What this process makes durable and names from now on, in order; a test may add steps, or
-    clear what was.
-    """
+    """The fsyncs and renames of this process from now on, in order. A test may add or clear steps."""
     steps: list[str] = []
-    fsync, rename = os.fsync, os.rename  # which Path.rename calls
+    fsync = os.fsync
+    # Path.rename calls os.rename.
+    rename = os.rename
 
     def noted_fsync(descriptor: int) -> None:
         fsync(descriptor)
@@ -137,6 +138,7 @@ def tiny_package(tmp_path: Path) -> Path:
     """A model package with untrained networks of a few thousand weights, and no plausibility
     network.
     """
-    from tests import models  # torch: only where a test wants it
+    # Imports torch, so only for tests that need it.
+    from tests import models
 
     return models.write(tmp_path / "tiny", models.tiny_networks())

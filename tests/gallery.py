@@ -1,8 +1,8 @@
-"""Overlays of every kind, from phantoms: `python -m tests.gallery FOLDER` writes them as PNG, to be
-looked at.
+"""Overlays of every kind, drawn from phantoms. `python -m tests.gallery FOLDER` writes them as PNG
+for review by eye.
 
-`python -m tests.gallery docs --docs` makes the picture of docs/overlays.md again that shows no
-answer of a model; `python -m tools.answers docs` makes the others. Nothing here is a patient.
+`python -m tests.gallery docs --docs` makes the picture in docs/overlays.md that shows no model's
+answer; `python -m tools.answers docs` makes the others. No image here shows a patient.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from inference.results.layout import ORANGE, SKY_BLUE
 from tools.cases import header, negative, positive, refused
 from training import phantom
 
-LONG_NAME = ModelIdentity(
-    "w" * 31, "999999999.999999999.999999999", "ef" * 32, "2.25.7"
-)  # as long as they get
+# The longest name and version that a package may have.
+LONG_NAME = ModelIdentity("w" * 31, "999999999.999999999.999999999", "ef" * 32, "2.25.7")
 DETECTOR = {"PixelSpacing": None, "ImagerPixelSpacing": [0.143, 0.143]}
 
 
 @cache
 def _phantom(size: int, ill: bool = True) -> phantom.Phantom:
-    """A square one of any size; drawn at 1024 at most, for drawing takes long, and blown up to what
-    is larger.
+    """A square phantom of `size` pixels. Drawing is slow, so it is drawn at 1024 at most and
+    enlarged.
     """
     drawn = phantom.draw(7 if ill else 19, pneumothorax=ill, size=min(size, 1024))
     if size <= 1024:
@@ -54,7 +53,10 @@ def _phantom(size: int, ill: bool = True) -> phantom.Phantom:
 def _case(
     make: Callable[..., Case], rows: int, columns: int, *, ill: bool = True, **changes: Any
 ) -> Case:
-    """A case of a phantom, cut from its middle or laid on black to (rows, columns)."""
+    """A case with a phantom's middle part of (rows, columns).
+
+    `changes`: capitalised names are header attributes, others are arguments of `make`.
+    """
     source = header(
         Rows=rows, Columns=columns, **{k: v for k, v in changes.items() if k[0].isupper()}
     )
@@ -72,7 +74,7 @@ def _cut(array: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
 
 
 def _shapes(source: Dataset, *ellipses: tuple[float, float, float, float]) -> NDArray[np.bool_]:
-    """Ellipses (row, column, half height, half width), in parts of the matrix."""
+    """A mask of ellipses (row, column, half height, half width), as fractions of the matrix."""
     row, column = np.mgrid[0 : source.Rows, 0 : source.Columns]
     row, column = row / source.Rows, column / source.Columns
     mask = np.zeros(row.shape, dtype=bool)
@@ -101,7 +103,7 @@ def _ragged() -> Case:
 
 
 def _plain(grey: float) -> Case:
-    """A flat panel: does the contour stand out from it?"""
+    """A uniform grey image, to check that the contour stands out from it."""
     pixels = np.full((1024, 1024), grey, dtype=np.float32)
     return _case(positive, 1024, 1024, pixels=pixels)
 
@@ -188,7 +190,7 @@ def picture(result: Result) -> Image.Image:
 
 
 def _palette() -> Image.Image:
-    """Greys, and the two colours mixed with them: small files, in which a colour stays what it is."""
+    """Greys, and the two overlay colours mixed with them. Keeps files small and colours exact."""
     greys = np.linspace(0, 255, 86)[:, None].repeat(3, axis=1)
     shares = np.linspace(0.1, 1, 16)[:, None]
     mixed = [
@@ -214,6 +216,7 @@ def main() -> None:
         for file, (kind, side) in IN_DOCS.items():
             shown = picture(build(KINDS[kind](), ["SC"])[0])
             shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+
             shown.quantize(palette=_palette(), dither=Image.Dither.NONE).save(
                 given.folder / file, optimize=True
             )

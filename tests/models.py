@@ -17,7 +17,7 @@ _SIDE = 32
 
 
 def tiny_networks() -> dict[str, nn.Module]:
-    """Untrained networks of a few thousand weights, the same each time."""
+    """Untrained networks of a few thousand weights, the same at each call."""
     torch.manual_seed(0)
     return {
         "classifier": build("residual-classifier", **TINY),
@@ -26,7 +26,7 @@ def tiny_networks() -> dict[str, nn.Module]:
 
 
 def write(folder: Path, networks: dict[str, nn.Module], name: str = "tiny") -> Path:
-    """A package of such networks, without a plausibility network. Returns `folder`."""
+    """Write a package of such networks, without a plausibility network. Returns `folder`."""
     manifest = {
         "id": name, "version": "1.0.0", "task": "pneumothorax",
         "classifier": {"architecture": "residual-classifier", "arguments": TINY, "side": _SIDE,

@@ -1,4 +1,6 @@
-"""Who imports whom (docs/architecture.md), and that the listening process stays light."""
+"""Which module may import which (docs/architecture.md), and which libraries a process must not
+load.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 OURS = {"daemon", "inference", "training"}
 ROLES = ("receive", "analyse", "deliver")
-# The parts of daemon that a part may import beside its own (docs/architecture.md, "The rooms").
+# For each part of `daemon`, the other parts that it may import (docs/architecture.md, "The rooms").
 ROOMS = {
     "alerts": {"backoff", "config", "drift", "ledger", "metrics", "tls"},
     "backoff": set(),
@@ -35,9 +37,9 @@ ROOMS = {
     "adoption": {"dicom", "ledger", "spool"},
 }
 
-# Analysis, and the libraries that read pixels or data sets.
+# The analysis, and the libraries that read pixels or data sets.
 _HEAVY = "torch highdicom inference training scipy safetensors numpy pydicom pynetdicom PIL"
-# Modules that are imported, and those that they must not load; each row after the rows above it.
+# Modules, and the modules that importing them must not load. The rows are imported in this order.
 _LOADED = {
     "daemon.cli daemon.supervisor": f"{_HEAVY} sqlalchemy pydantic yaml ssl asyncio",
     "daemon.config daemon.ownership": f"{_HEAVY} sqlalchemy",
@@ -47,7 +49,8 @@ _LOADED = {
     # In each process that decodes images for a training
     "training.data.cache": "torch scipy matplotlib highdicom",
 }
-# Commands of a node whose ledger is a file, and what they must not load; rows as above.
+# Commands of a node whose ledger is SQLite, and the modules that they must not load. The rows run
+# in this order.
 _COMMANDS = {
     "--version": f"{_HEAVY} sqlalchemy pydantic yaml ssl asyncio",
     "config check": f"{_HEAVY} sqlalchemy asyncio smtplib httpx",
@@ -65,7 +68,7 @@ _COMMANDS = {
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module a file imports, at its top or inside a function."""
+    """Every module that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
@@ -74,7 +77,7 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-def test_the_arrows_between_the_packages() -> None:
+def test_a_package_imports_only_the_packages_that_it_may() -> None:
     for package in sorted(OURS):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
             name = path.relative_to(REPOSITORY).as_posix()
@@ -83,18 +86,18 @@ def test_the_arrows_between_the_packages() -> None:
 
 
 def _allowed(name: str) -> set[str]:
-    """The packages of ours that a file may import beside its own."""
+    """The other packages of this repository that a file may import."""
     if name in ("daemon/cli.py", "daemon/model_commands.py"):
         return {"inference", "training"}
     if name == "daemon/predict_command.py":
         return {"inference"}
-    # service.py starts the analyse role, and knows how it can fail to start.
+    # service.py starts the analyse role, and handles its failures to start.
     if name == "daemon/service.py" or name.startswith(("daemon/analyse/", "training/")):
         return {"inference"}
     return set()
 
 
-def test_the_roles_meet_only_in_ledger_and_spool() -> None:
+def test_the_roles_do_not_import_each_other() -> None:
     for role in ROLES:
         others = tuple(f"daemon.{other}" for other in ROLES if other != role)
         for path in sorted((REPOSITORY / "daemon" / role).glob("*.py")):
@@ -102,7 +105,7 @@ def test_the_roles_meet_only_in_ledger_and_spool() -> None:
             assert not imported, f"daemon/{role}/{path.name} imports {sorted(imported)}"
 
 
-def test_a_part_of_the_daemon_imports_what_its_row_names() -> None:
+def test_a_part_of_the_daemon_imports_only_what_its_row_names() -> None:
     for path in sorted((REPOSITORY / "daemon").rglob("*.py")):
         room = path.relative_to(REPOSITORY / "daemon").parts[0].removesuffix(".py")
         if room not in ROOMS:
@@ -118,8 +121,8 @@ def test_benchmarks_never_import_tests() -> None:
         assert not imported, f"benchmarks/{path.name} imports {sorted(imported)}; see tools/peers"
 
 
-def test_every_import_between_our_folders_finds_its_module() -> None:
-    """A module that was moved leaves no importer behind, not even in a test that is skipped here."""
+def test_every_import_of_our_own_modules_resolves() -> None:
+    """Also in a test that is skipped on this machine, after a module has moved."""
     for folder in sorted(OURS | {"tests", "tools", "benchmarks"}):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -129,20 +132,20 @@ def test_every_import_between_our_folders_finds_its_module() -> None:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module is a library's, or a file or folder of ours."""
+    """True for a library's module, and for a file or folder that exists in this repository."""
     folder = REPOSITORY.joinpath(*module.split("."))
     is_ours = module.split(".")[0] in OURS | {"tests", "tools", "benchmarks"}
     return not is_ours or folder.is_dir() or folder.with_suffix(".py").is_file()
 
 
-def test_a_process_loads_what_it_needs_alone() -> None:
-    """Memory of roles that run for months."""
+def test_a_process_does_not_load_what_it_does_not_need() -> None:
+    """It would cost memory in roles that run for months."""
     load = "for name in names.split(): importlib.import_module(name)"
     assert _loaded_by(load, _LOADED) == [f"{names} []" for names in _LOADED]
 
 
-def test_a_command_loads_what_it_needs_alone(tmp_path: Path) -> None:
-    """The time of commands that people wait for."""
+def test_a_command_does_not_load_what_it_does_not_need(tmp_path: Path) -> None:
+    """It would cost time in commands that people wait for."""
     settings = tmp_path / "pleura.yaml"
     ledger = tmp_path / "ledger.db"
     settings.write_text(f"spool: {tmp_path / 'spool'}\nledger: sqlite:///{ledger}\n")
@@ -161,9 +164,9 @@ def test_a_command_loads_what_it_needs_alone(tmp_path: Path) -> None:
 
 
 def _loaded_by(step: str, rows: dict[str, str]) -> list[str]:
-    """For each row a line: its words, and those of the unwanted modules that are loaded after it.
+    """One line for each row: its words, and the unwanted modules that are loaded after its step.
 
-    In one process, the least first: each step sees what the steps before it loaded.
+    One process runs all rows, so the row that loads least comes first.
     """
     program = "\n".join(
         (
@@ -185,15 +188,15 @@ def _loaded_by(step: str, rows: dict[str, str]) -> list[str]:
     return found.stdout.splitlines()
 
 
-def test_the_ledger_gives_each_of_its_names() -> None:
-    """daemon.ledger loads a name's module when it is first asked for it."""
+def test_the_ledger_package_resolves_each_of_its_public_names() -> None:
+    """daemon.ledger imports a name's module when the name is first used."""
     from daemon import ledger
 
     for name in ledger.__all__:
         assert getattr(ledger, name).__name__ == name
 
 
-def test_every_dependency_is_known_to_the_constraints() -> None:
+def test_constraints_pin_every_dependency() -> None:
     import tomllib
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -206,13 +209,13 @@ def test_every_dependency_is_known_to_the_constraints() -> None:
     names = {
         name.split(">")[0].split("=")[0].split("<")[0].split("[")[0].lower() for name in wanted
     }
-    # torch is pinned in pyproject.toml itself; "pleura[train]" is our own extra.
+    # pyproject.toml itself pins torch; "pleura[train]" is our own extra.
     assert names - pinned == {"torch", "pleura"}
 
 
 def test_no_private_name_of_pynetdicom_is_used() -> None:
-    """Not in tests either: a file that imports pynetdicom reaches for private names of its own
-    objects alone.
+    """In a file that imports pynetdicom, private names are used only on self or cls, in tests
+    too.
     """
     for path in sorted(REPOSITORY.rglob("*.py")):
         name = path.relative_to(REPOSITORY)

@@ -1,5 +1,5 @@
-"""A real Chromium without a window, driven over its own pipe (Chrome DevTools Protocol): no driver
-to install.
+"""A real headless Chromium, driven over a pipe with the Chrome DevTools Protocol, so no driver has
+to be installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROGRAMS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 FLAGS = (
     "--headless",
     "--remote-debugging-pipe",
-    # WebGL on the CPU, the same on every machine; the page around it is drawn without.
+    # WebGL on the CPU, so that pixels are the same on every machine.
     "--use-angle=swiftshader-webgl",
     "--enable-unsafe-swiftshader",
     "--force-color-profile=srgb",
@@ -34,37 +34,43 @@ FLAGS = (
     "--hide-scrollbars",
     "--disable-dev-shm-usage",
     "--no-first-run",
-    # Nothing but our own server: a page that asks the internet for something gets nothing.
+    # Only our own server: requests to the internet fail.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
     "--disable-background-networking",
 )
 
 
 class Browser:
-    """One browser process with one page. What goes wrong inside the page is kept in `problems`."""
+    """One browser process with one page. `problems` keeps the page's errors."""
 
     def __init__(self, program: str, folder: Path, size: tuple[int, int] = (1600, 900)) -> None:
         """`folder`: the browser's profile and log. `size`: (width, height) of the page in pixels."""
-        self._program, self._folder, self._size = program, folder, size
+        self._program = program
+        self._folder = folder
+        self._size = size
         self._numbers = itertools.count(1)
         self._answers: dict[int, queue.Queue[dict[str, Any]]] = {}
         self._session: str | None = None
-        self.problems: list[
-            str
-        ] = []  # uncaught exceptions, rejected promises and console errors, in order
-        self.console: list[str] = []  # every line the page logged
+        # Uncaught exceptions, rejected promises and console errors, in order
+        self.problems: list[str] = []
+        # Every line that the page logged
+        self.console: list[str] = []
 
     def __enter__(self) -> Browser:
         self._folder.mkdir(parents=True, exist_ok=True)
-        hears, self._says = os.pipe()  # the browser reads descriptor 3 and writes descriptor 4
+        # The browser reads from descriptor 3 and writes to descriptor 4.
+        hears, self._says = os.pipe()
         self._hears, says = os.pipe()
+
         flags = [
             *FLAGS,
             f"--user-data-dir={self._folder / 'profile'}",
             f"--window-size={self._size[0]},{self._size[1]}",
         ]
         if os.geteuid() == 0:
-            flags.append("--no-sandbox")  # Chromium's sandbox refuses root, which containers run as
+            # Chromium's sandbox refuses root, the user of many containers.
+            flags.append("--no-sandbox")
+
         start = f'exec "$0" "$@" 3</dev/fd/{hears} 4>/dev/fd/{says}'
         with (self._folder / "browser.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -75,6 +81,7 @@ class Browser:
                 stderr=log,
                 start_new_session=True,
             )
+
         os.close(hears)
         os.close(says)
         self._listener = threading.Thread(target=self._listen, daemon=True)
@@ -87,7 +94,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Its own session: the processes it started go with it, whatever they are in the middle of.
+        # The browser has its own session, so this also kills the processes that it started.
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._says)
@@ -95,9 +102,10 @@ class Browser:
         os.close(self._hears)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol and its answer. Raises AssertionError where the browser says
-        no, or nothing.
+        """Send one protocol command and return its answer. Raises AssertionError if the browser
+        answers with an error, or not at all.
         """
+
         number = next(self._numbers)
         answer: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers[number] = answer
@@ -116,7 +124,7 @@ class Browser:
         return result
 
     def _attach(self) -> None:
-        """To the page that the browser starts with."""
+        """Attach to the page that the browser opens at its start."""
 
         def found() -> str | None:
             targets = self.call("Target.getTargets")["targetInfos"]
@@ -142,7 +150,7 @@ class Browser:
         self.wait(f"{url} loaded", "document.readyState === 'complete'")
 
     def value(self, expression: str) -> Any:
-        """What a JavaScript expression gives, as plain data."""
+        """The value of a JavaScript expression, as plain data."""
         said = self.call(
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
@@ -150,8 +158,8 @@ class Browser:
         return said["result"].get("value")
 
     def wait(self, what: str, expression: str) -> Any:
-        """Until a JavaScript expression is truthy; its value. At the deadline fail with what the
-        page logged last.
+        """Wait until a JavaScript expression is truthy, and return its value. At the deadline, fail
+        with the page's last log lines.
         """
         try:
             return wait_until(what, lambda: self._value_or_none(expression), every_s=0.2)
@@ -163,12 +171,13 @@ class Browser:
     def _value_or_none(self, expression: str) -> Any:
         try:
             return self.value(expression)
-        except AssertionError:  # between two pages there is nobody to ask
+        except AssertionError:
+            # Between two pages no context exists that could evaluate it.
             return None
 
     def click(self, what: str, expression: str, times: int = 1) -> None:
-        """Press the left button as a hand does, on the middle of the element that a JavaScript
-        expression finds.
+        """Click with the left button on the middle of the element that a JavaScript expression
+        finds.
         """
         x, y = self.wait(
             what,
@@ -184,7 +193,7 @@ class Browser:
                 )
 
     def drag(self, x: float, y: float) -> None:
-        """Press the left button at a place of the page, move it a little, and let go."""
+        """Press the left button at (x, y) in the page, move 4 pixels to the right, and release."""
         for kind, to in (
             ("mousePressed", x),
             ("mouseMoved", x + 2),

@@ -26,8 +26,8 @@ def orthanc(
 
 @pytest.fixture(scope="session")
 def xrays(data: Path) -> list[Path]:
-    """Adults' X-rays of siim/, JPEG Baseline and JPEG-LS alternating in the order of folds.csv,
-    positives first.
+    """X-rays of adults from siim/: JPEG Baseline and JPEG-LS in turn, positives and negatives in
+    turn.
     """
     by_syntax: dict[str, list[Path]] = {JPEGBaseline8Bit: [], JPEGLSLossless: []}
     with (data / "siim" / "folds.csv").open(newline="") as file:
@@ -38,7 +38,8 @@ def xrays(data: Path) -> list[Path]:
         age = header.get("PatientAge", "")
         if not age or int("".join(c for c in age if c.isdigit())) >= 18:
             by_syntax[header.file_meta.TransferSyntaxUID].append(path)
-    # Both ends of each list: positives from the front, negatives from the back.
+
+    # Positives are at the front of each list, negatives at the back: take from both ends in turn.
     mixed = []
     for files in by_syntax.values():
         files[1::2] = reversed(files[1::2])
@@ -49,8 +50,8 @@ def xrays(data: Path) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def quick(xrays: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model that loads and answers in milliseconds, where the model is not the subject. It calls
-    half of some X-rays positive.
+    """A model that answers in milliseconds, for tests whose subject is not the model. It finds half
+    of six X-rays positive.
     """
     return str(quick_model(tmp_path_factory.mktemp("quick"), xrays[:6]))
 

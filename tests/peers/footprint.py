@@ -1,4 +1,6 @@
-"""What a process holds, as the kernel counts it, and whether that stays the same over a long run."""
+"""Memory, threads and descriptors of a process as the kernel counts them, and their growth over a
+long run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class Footprint(NamedTuple):
     pss_kb: int
     threads: int
     descriptors: int
-    of_files: int  # of these descriptors, those that are regular files
+    # How many of the descriptors are regular files
+    of_files: int
 
     def __str__(self) -> str:
         rss_mb, pss_mb = self.rss_kb / 1024, self.pss_kb / 1024
@@ -23,7 +26,7 @@ class Footprint(NamedTuple):
 
 
 def footprint(pid: int) -> Footprint:
-    """What process `pid` holds now."""
+    """The footprint of process `pid` now."""
     folder = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     shares = dict(
@@ -42,7 +45,7 @@ def footprint(pid: int) -> Footprint:
 
 
 def _target(link: Path) -> str:
-    """What a descriptor is, such as `socket:[1234]`; "" where it was closed meanwhile."""
+    """What a descriptor refers to, such as `socket:[1234]`; "" if it was closed meanwhile."""
     try:
         return str(link.readlink())
     except FileNotFoundError:
@@ -51,7 +54,7 @@ def _target(link: Path) -> str:
 
 @dataclass
 class Course:
-    """A process's footprints over a run, each with how much work was done by then."""
+    """A process's footprints over a run, each with the amount of work done by then."""
 
     pid: int
     done: list[int] = field(default_factory=list)
@@ -62,19 +65,20 @@ class Course:
         self.seen.append(footprint(self.pid))
 
     def growth_mb(self) -> float:
-        """By how much RSS rose over the second half of the run.
+        """The growth of RSS over the second half of the run.
 
-        From the median of the second quarter to that of the fourth, whose middles lie half a run
-        apart: one look in the middle of a burst decides nothing, and what is allocated only once
-        has been by then.
+        It compares the medians of the second and the fourth quarter, whose middles are half a run
+        apart. A median is not affected by one look during a burst, and by the second quarter
+        everything that is allocated only once has been allocated.
         """
         quarter = len(self.seen) // 4
-        before, after = self.seen[quarter : 2 * quarter], self.seen[-quarter:]
-        return (median(one.rss_kb for one in after) - median(one.rss_kb for one in before)) / 1024
+        before = median(look.rss_kb for look in self.seen[quarter : 2 * quarter])
+        after = median(look.rss_kb for look in self.seen[-quarter:])
+        return (after - before) / 1024
 
     def __str__(self) -> str:
-        """A table."""
-        lines = [f"  {done:7d}  {one}" for done, one in zip(self.done, self.seen, strict=True)]
+        """A table of about ten footprints, and the growth."""
+        lines = [f"  {done:7d}  {look}" for done, look in zip(self.done, self.seen, strict=True)]
         step = max(1, len(lines) // 10)
         return "\n".join(
             [*lines[:-1:step], lines[-1], f"  second half: {self.growth_mb():+.2f} MB of RSS"]

@@ -1,5 +1,5 @@
-"""A hostile network around `pleura receive`: mutated conversations, crowds, and honest senders
-beside them.
+"""A hostile network around a real `pleura receive`: mutated conversations, crowds of connections,
+and honest senders beside them.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ from tests.peers.footprint import Footprint, footprint
 from tests.peers.mutations import CR, EXPLICIT, Case, Rng, acknowledged, case, data_set, offered
 from tools.peers.waiting import DEADLINE_S, wait_until
 
-_ASSOCIATED_S = 1.0  # an association request that is not answered by then is no valid one
-_ANSWERED_S = (
-    0.1  # nothing more comes after so long: only how much of the answers is seen hangs on it
-)
-_DRIP_S = 0.2  # between two words of a crowd
-# Of SQLite: database and WAL for each of the pool's five connections and the group commit's, the
-# shared memory, the log.
+# A valid association request is answered within this time.
+_ASSOCIATED_S = 1.0
+# How long to wait for more answers. A shorter wait only sees fewer of them.
+_ANSWERED_S = 0.1
+# Between two writes of a crowd's connection.
+_DRIP_S = 0.2
+# The files that SQLite may keep open: database and WAL for each of the pool's five connections and
+# for the group commit's, the shared memory, and the log.
 _LEDGER_FILES = 2 * (5 + 1) + 2
-_STOPS_S = 60.0  # twice what the node gives what it is receiving
+# Twice the time that the node gives to messages in progress when it stops.
+_STOPS_S = 60.0
 
 
 class Receive:
-    """`pleura receive` as a process of its own."""
+    """`pleura receive` as a separate process."""
 
     def __init__(self, folder: Path, port: int, limits: Mapping[str, float] | None = None) -> None:
-        """`limits`: of the settings, so that no test waits half a minute."""
+        """`limits`: the settings' `limits`, shortened so that no test waits half a minute."""
         folder.mkdir(parents=True, exist_ok=True)
         self.port = port
         self.log = folder / "log.txt"
@@ -75,6 +77,7 @@ class Receive:
             )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "READY\n", self.log.read_text()
+
         self.spool = Spool(self.log.parent / "spool")
         self._at_ready = self.footprint()
         return self
@@ -88,7 +91,8 @@ class Receive:
         self.process.send_signal(signal.SIGTERM)
         try:
             status = self.process.wait(_STOPS_S)
-        except subprocess.TimeoutExpired:  # where it hangs is in its log
+        except subprocess.TimeoutExpired:
+            # faulthandler writes the stack of each thread into the log.
             self.process.send_signal(signal.SIGUSR1)
             time.sleep(1)
             raise
@@ -97,6 +101,7 @@ class Receive:
             self.process.wait()
             assert self.process.stdout is not None
             self.process.stdout.close()
+
         assert status == 0 or error is not None, self.log.read_text()[-2000:]
 
     def connect(self, address: str = "127.0.0.1") -> socket.socket:
@@ -109,11 +114,11 @@ class Receive:
         return footprint(self.process.pid)
 
     def at_rest(self) -> Footprint:
-        """What the node holds once no association is left.
+        """Wait until no association is left; returns what the node then holds.
 
-        That is as many threads as at READY, the same descriptors that are not files, and no more
-        files than the pool of the ledger's connections may keep open: how many it opened depends
-        on how many threads met.
+        At rest it has as many threads as at READY, as many descriptors that are not files, and no
+        more files than the ledger's connection pool may keep open. The pool opens as many as there
+        were threads at the same time.
         """
 
         def resting() -> Footprint | None:
@@ -134,7 +139,7 @@ class Receive:
         return found
 
     def rows(self) -> list[tuple[str, str]]:
-        """(SOP Instance UID, spool name) of all that was accepted."""
+        """(SOP Instance UID, spool name) of every accepted object."""
         with contextlib.closing(sqlite3.connect(self._ledger)) as connection:
             return connection.execute(
                 "SELECT sop_instance_uid, spool_name FROM instances"
@@ -142,12 +147,12 @@ class Receive:
 
 
 def data_set_of(part10: bytes) -> bytes:
-    """What follows the file meta information (PS3.10 7.1), whose length its first element tells."""
+    """The bytes after the file meta information, whose first element gives its length (PS3.10 7.1)."""
     return part10[144 + int.from_bytes(part10[140:144], "little") :]
 
 
 def sample(folder: Path, size: int = 30_000) -> Path:
-    """A file for honest(); its UID is TEMPLATE_UID."""
+    """Write the file that `Honest` sends copies of; its UID is TEMPLATE_UID."""
     from daemon.dicom.part10 import write_file_meta
 
     meta = write_file_meta((CR, TEMPLATE_UID, EXPLICIT), ("1.2.3", "TEST"), "TESTER")
@@ -160,7 +165,7 @@ TEMPLATE_UID = "1.2.826.0.1.1000000000"
 
 
 def copy(template: bytes, path: Path, number: int) -> Path:
-    """`template`, whose UID is TEMPLATE_UID, as a file of its own UID."""
+    """Write `template` to `path` with the UID of `number` in place of TEMPLATE_UID."""
     path.write_bytes(template.replace(TEMPLATE_UID.encode(), uid_of(number).encode()))
     return path
 
@@ -171,39 +176,43 @@ def uid_of(number: int) -> str:
 
 @dataclass
 class Account:
-    """What was said to the node, and what it has acknowledged."""
+    """The data sets sent to the node (digests), and the UIDs that it acknowledged."""
 
     offered: set[bytes] = field(default_factory=set)
     acknowledged: Counter[str] = field(default_factory=Counter)
     cases: int = 0
 
     def violations(self, node: Receive) -> list[str]:
-        """What is in the spool and was never completely sent, and what was acknowledged and is not
-        there.
+        """Objects in the spool that nobody sent completely, and acknowledged objects that are
+        missing.
         """
         rows = node.rows()
-        names, known = set(node.spool.names()), {name for _, name in rows}
+        names = set(node.spool.names())
+        known = {name for _, name in rows}
+
         bad = [f"file without a row: {name}" for name in names - known]
         bad += [f"row without a file: {name}" for name in known - names]
         bad += [f"left over: {path.name}" for path in node.spool.folder.rglob("*.part")]
+
         by_uid = Counter(uid for uid, _ in rows)
         bad += [
-            f"acknowledged, not there: {uid!r}"
+            f"acknowledged but missing: {uid!r}"
             for uid, times in self.acknowledged.items()
             if by_uid[uid] < times
         ]
+
         for uid, name in rows:
             if (
                 name in names
                 and hashlib.sha256(data_set_of(node.spool.read(name))).digest() not in self.offered
             ):
-                bad.append(f"never sent like this: {uid}")
+                bad.append(f"stored with bytes that nobody sent: {uid}")
         return bad
 
 
 @dataclass
 class Honest:
-    """A sender that keeps to the standard, and tries again when it is not let in, as each does."""
+    """A sender that conforms to the standard, and tries again when the node rejects it."""
 
     node: Receive
     account: Account
@@ -213,7 +222,7 @@ class Honest:
     tried: int = 0
 
     def store(self) -> str:
-        """Send one object until it is answered with 0x0000, and find it in the spool.
+        """Send one object until the node answers 0x0000, and check that the spool holds it.
 
         Returns its UID.
         """
@@ -228,6 +237,7 @@ class Honest:
             return sent.ok
 
         wait_until("an honest sender gets through", accepted, every_s=0.2)
+
         uid = uid_of(self.stored)
         self.account.acknowledged[uid] += 1
         kept = [name for known, name in self.node.rows() if known == uid]
@@ -240,7 +250,7 @@ class Honest:
 
     @contextlib.contextmanager
     def meanwhile(self) -> Iterator[None]:
-        """While it lasts, objects are sent, one after another; at least one."""
+        """Send objects one after another inside the `with` block, at least one."""
         over = threading.Event()
 
         def run() -> None:
@@ -259,35 +269,33 @@ class Honest:
 
 
 def converse(node: Receive, pdus: Sequence[bytes], rng: Rng) -> bytes:
-    """Say it, in pieces of any size, and go: politely, rudely, or with half the line closed.
+    """Send the PDUs in pieces of random size, then close, reset, or close only the sending half.
 
-    Returns the answers.
-
-    Mostly the answer to the association request is waited for, as PS3.8 Table 9-10 has it, else
-    nothing else is tried.
+    Returns the answers. Most conversations wait for the answer to the association request (PS3.8
+    Table 9-10); otherwise the node would reject everything after it.
     """
     heard = b""
-    with (
-        node.connect() as connection,
-        contextlib.suppress(OSError),
-    ):  # it may well throw us out before we have done
-        for number, one in enumerate(pdus):
-            _say(connection, one, rng)
+    # The node may end the association before we have sent everything.
+    with node.connect() as connection, contextlib.suppress(OSError):
+        for number, pdu_bytes in enumerate(pdus):
+            _say(connection, pdu_bytes, rng)
             if rng.random() < (0.95 if number == 0 else 0.2):
                 heard += _hear(connection, _ASSOCIATED_S if number == 0 else _ANSWERED_S)
+
         if rng.random() < 0.2:
             connection.shutdown(socket.SHUT_WR)
         while part := _hear(connection, _ANSWERED_S):
             heard += part
+
         if rng.random() < 0.3:
-            be_rude(connection)
+            reset_on_close(connection)
     return heard
 
 
-def _say(connection: socket.socket, said: bytes, rng: Rng) -> None:
+def _say(connection: socket.socket, data: bytes, rng: Rng) -> None:
     connection.settimeout(_ASSOCIATED_S)
-    while said:
-        said = said[connection.send(said[: rng.choice((1, 5, 100, 5000, len(said)))]) :]
+    while data:
+        data = data[connection.send(data[: rng.choice((1, 5, 100, 5000, len(data)))]) :]
 
 
 def _hear(connection: socket.socket, within_s: float) -> bytes:
@@ -298,40 +306,40 @@ def _hear(connection: socket.socket, within_s: float) -> bytes:
         return b""
 
 
-def be_rude(connection: socket.socket) -> None:
-    """Closing it will reset it."""
+def reset_on_close(connection: socket.socket) -> None:
+    """Make close() send a TCP reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def fuzz(
     node: Receive, seed: int, numbers: Sequence[int], account: Account, at_once: int = 8
 ) -> None:
-    """Play these cases, `at_once` at a time."""
+    """Send the cases of these numbers, `at_once` at a time."""
 
     def play(number: int) -> tuple[Case, bytes]:
-        one = case(seed, number)
-        return one, converse(node, one.pdus, Rng(f"{seed}:{number}:conduct"))
+        mutated = case(seed, number)
+        return mutated, converse(node, mutated.pdus, Rng(f"{seed}:{number}:conduct"))
 
     with ThreadPoolExecutor(at_once) as threads:
-        for one, heard in threads.map(play, numbers):
-            account.offered |= offered(one.said)
+        for mutated, heard in threads.map(play, numbers):
+            account.offered |= offered(mutated.stream)
             account.acknowledged.update(acknowledged(heard))
             account.cases += 1
 
 
 def connects(node: Receive, number: int, at_once: int = 4) -> None:
-    """Bare TCP connects at full speed, as load balancers and port scanners make them: half end with
-    a reset.
+    """Connect at full speed and send nothing, as load balancers and port scanners do. Half of the
+    connections end with a reset.
     """
 
     def probe(which: int) -> None:
-        # Other addresses of this machine, for the ports of one are used up by what was closed.
+        # Fifty loopback addresses: closed connections would use up the ports of one address.
         with (
             contextlib.suppress(ConnectionError),
             node.connect(f"127.0.0.{2 + which % 50}") as connection,
         ):
             if which % 2:
-                be_rude(connection)
+                reset_on_close(connection)
 
     def probes(first: int) -> None:
         for which in range(first, number, at_once):
@@ -342,9 +350,9 @@ def connects(node: Receive, number: int, at_once: int = 4) -> None:
 
 
 class Crowd:
-    """Connections that each say the same, a little at a time and without end.
+    """`number` connections that each send the same bytes, a few at a time and without end.
 
-    Who is thrown out comes back.
+    A connection that the node ends is opened again.
     """
 
     def __init__(
@@ -355,15 +363,18 @@ class Crowd:
         at_once: int = 1,
         reads: bool = True,
     ) -> None:
-        """Each says the first, and once that is answered the second, then the third over and over,
-        `at_once` bytes.
+        """Each connection sends the first part of `said`; after the answer the second; then the
+        third over and over, `at_once` bytes at a time.
 
-        Who does not read has a small window, so that the node is soon left with what it wants to
-        say.
+        Without `reads` it never reads answers and has a small receive window, so that the node's
+        answers soon stay in the node.
         """
         self.ended = 0
-        self._node, self._number, (self._first, self._next, self._then) = node, number, said
-        self._at_once, self._reads = at_once, reads
+        self._node = node
+        self._number = number
+        self._first, self._next, self._then = said
+        self._at_once = at_once
+        self._reads = reads
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run)
 
@@ -376,11 +387,10 @@ class Crowd:
         self._thread.join()
 
     def _run(self) -> None:
-        said: dict[socket.socket, int] = {}
+        sent_bytes: dict[socket.socket, int] = {}
         while not self._over.is_set():
-            while (
-                len(said) < self._number and not self._over.is_set()
-            ):  # who was thrown out comes back
+            # Open the connections that are missing, also those that the node has ended.
+            while len(sent_bytes) < self._number and not self._over.is_set():
                 connection = socket.socket()
                 try:
                     if not self._reads:
@@ -389,36 +399,39 @@ class Crowd:
                     connection.settimeout(_ASSOCIATED_S)
                     connection.sendall(self._first)
                     if self._first:
-                        connection.recv(500)  # no more than the answer to the association request
+                        # At most the answer to the association request
+                        connection.recv(500)
                         connection.sendall(self._next)
                     connection.setblocking(False)
-                    said[connection] = 0
+                    sent_bytes[connection] = 0
                 except OSError:
                     connection.close()
-            for connection in [*said]:
+
+            for connection in [*sent_bytes]:
                 try:
-                    self._go_on(connection, said)
+                    self._go_on(connection, sent_bytes)
                 except OSError:
                     self.ended += 1
-                    del said[connection]
+                    del sent_bytes[connection]
                     connection.close()
             self._over.wait(_DRIP_S)
-        for connection in said:
+
+        for connection in sent_bytes:
             connection.close()
 
-    def _go_on(self, connection: socket.socket, said: dict[socket.socket, int]) -> None:
+    def _go_on(self, connection: socket.socket, sent_bytes: dict[socket.socket, int]) -> None:
         with contextlib.suppress(BlockingIOError):
             if self._reads and not connection.recv(65536):
                 raise ConnectionResetError
         with contextlib.suppress(BlockingIOError):
             if self._then:
-                at = said[connection] % len(self._then)
-                said[connection] += connection.send(self._then[at : at + self._at_once])
+                at = sent_bytes[connection] % len(self._then)
+                sent_bytes[connection] += connection.send(self._then[at : at + self._at_once])
 
 
 def bad_log_lines(log: Path) -> list[str]:
-    """The lines of a node's log that are not of its one-line form, or hold what a peer has sent:
-    tracebacks first.
+    """The lines of a node's log that break its one-line format, as a traceback does, or that hold
+    a patient's name that a peer sent.
     """
     import re
 

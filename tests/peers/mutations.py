@@ -1,8 +1,7 @@
-"""What a hostile peer says: valid conversations, everything that can be done to their bytes, and
-what may come of it.
+"""Mutated DICOM conversations for the hostile-peer tests, and the outcomes that are allowed.
 
-Seeded: a case is its seed and number, and can be had again alone. Bytes only; hostile.py says them.
-
+Each case is reproducible from its seed and number. This module only makes bytes; hostile.py sends
+them.
 """
 
 from __future__ import annotations
@@ -14,9 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-CR, SC = "1.2.840.10008.5.1.4.1.1.1", "1.2.840.10008.5.1.4.1.1.7"
-VERIFICATION, COMMITMENT = "1.2.840.10008.1.1", "1.2.840.10008.1.20.1"
-IMPLICIT, EXPLICIT = "1.2.840.10008.1.2", "1.2.840.10008.1.2.1"
+CR = "1.2.840.10008.5.1.4.1.1.1"
+SC = "1.2.840.10008.5.1.4.1.1.7"
+VERIFICATION = "1.2.840.10008.1.1"
+COMMITMENT = "1.2.840.10008.1.20.1"
+IMPLICIT = "1.2.840.10008.1.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
 CONTEXTS = {
     1: (VERIFICATION, IMPLICIT),
     3: (CR, EXPLICIT),
@@ -31,7 +33,7 @@ Rng = random.Random
 Pdus = list[bytes]
 
 
-# What is valid: PS3.8 9.3, PS3.7 6.3.1.
+# Valid messages: PS3.8 9.3, PS3.7 6.3.1.
 
 
 def pdu(kind: int, body: bytes) -> bytes:
@@ -43,7 +45,7 @@ def item(kind: int, body: bytes) -> bytes:
 
 
 def associate_rq(calling: str = "TESTER", called: str = "PLEURA") -> bytes:
-    """An A-ASSOCIATE-RQ with each kind of sub-item that has been defined (PS3.7 D.3.3)."""
+    """An A-ASSOCIATE-RQ with every kind of sub-item that PS3.7 D.3.3 defines."""
     contexts = b"".join(
         item(
             0x20,
@@ -51,15 +53,20 @@ def associate_rq(calling: str = "TESTER", called: str = "PLEURA") -> bytes:
         )
         for number, (abstract, syntax) in CONTEXTS.items()
     )
+
     uid = COMMITMENT.encode()
     user = (
         item(0x51, struct.pack(">L", 16384))
         + item(0x52, b"1.2.3")
-        + item(0x53, b"\0\1\0\1")  # asynchronous operations window
-        + item(0x54, struct.pack(">H", len(uid)) + uid + b"\0\1")  # roles
+        # Asynchronous operations window
+        + item(0x53, b"\0\1\0\1")
+        # Roles
+        + item(0x54, struct.pack(">H", len(uid)) + uid + b"\0\1")
         + item(0x55, b"HOSTILE")
-        + item(0x56, struct.pack(">H", len(uid)) + uid + b"\0\0\0\0")  # extended negotiation
+        # Extended negotiation
+        + item(0x56, struct.pack(">H", len(uid)) + uid + b"\0\0\0\0")
     )
+
     items = item(0x10, b"1.2.840.10008.3.1.1.1") + contexts + item(0x50, user)
     titles = called.encode().ljust(16) + calling.encode().ljust(16)
     return pdu(0x01, b"\0\1\0\0" + titles + bytes(32) + items)
@@ -80,7 +87,7 @@ def _value(value: int | str) -> bytes:
 
 
 def pdv(context_id: int, control: int, value: bytes) -> bytes:
-    """`control`: 1 command, 2 last."""
+    """A presentation data value. `control`: bit 1 marks a command, bit 2 the last fragment."""
     return struct.pack(">LBB", len(value) + 2, context_id, control) + value
 
 
@@ -125,9 +132,11 @@ def data_set(uid: str, size: int, sop_class: str = CR) -> bytes:
 
 
 def store_pdus(rng: Rng, message_id: int, uid: str, size: int) -> Pdus:
-    """A C-STORE-RQ, cut into PDUs in one of the ways that PS3.8 Annex E allows."""
+    """A C-STORE-RQ, cut into PDUs in pdu_bytes of the ways that PS3.8 Annex E allows."""
     context_id, sop_class = rng.choice(((3, CR), (5, SC)))
-    command, data = store_command(message_id, uid, sop_class), data_set(uid, size, sop_class)
+    command = store_command(message_id, uid, sop_class)
+    data = data_set(uid, size, sop_class)
+
     cuts = sorted(rng.sample(range(1, len(data)), rng.randint(0, 3)))
     parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     pieces = [
@@ -137,14 +146,16 @@ def store_pdus(rng: Rng, message_id: int, uid: str, size: int) -> Pdus:
     heads = [pdv(context_id, 3, command)]
     if rng.random() < 0.2:
         heads = [pdv(context_id, 1, command[:40]), pdv(context_id, 3, command[40:])]
+
     if rng.random() < 0.3:
         return [p_data(*heads, *pieces)]
-    return [p_data(one) for one in (*heads, *pieces)]
+    return [p_data(piece) for piece in (*heads, *pieces)]
 
 
 def report_pdus(rng: Rng) -> Pdus:
-    """N-EVENT-REPORT or N-ACTION of storage commitment (PS3.4 J.3), its information garbage more
-    often than not.
+    """An N-EVENT-REPORT or N-ACTION of storage commitment (PS3.4 J.3).
+
+    Three times in four its data set is garbage or empty.
     """
     event = rng.random() < 0.5
     elements: dict[int, int | str] = {0x0110: 9, 0x0800: 0x0001}
@@ -163,6 +174,7 @@ def report_pdus(rng: Rng) -> Pdus:
             0x1001: instance,
             0x1008: rng.choice((1, 2, 0xFFFF)),
         }
+
     uid = _value("1.2.3.4")
     reference = (
         struct.pack("<HHL", 8, 0x1150, 26) + _value(CR) + struct.pack("<HHL", 8, 0x1155, 8) + uid
@@ -174,32 +186,33 @@ def report_pdus(rng: Rng) -> Pdus:
         + struct.pack("<HHL", 8, 0x1199, len(items))
         + items,
         rng.randbytes(rng.randint(0, 300)),
+        # Items nested 400 deep
         struct.pack("<HHL", 8, 0x1199, 0xFFFFFFFF)
-        + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) * 400,  # nested
+        + struct.pack("<HHL", 0xFFFE, 0xE000, 0xFFFFFFFF) * 400,
         b"",
     )
     return [p_data(pdv(7, 3, command_set(elements))), p_data(pdv(7, 2, rng.choice(information)))]
 
 
 def conversation(rng: Rng, name: str) -> Pdus:
-    """A valid conversation: each object under a UID that begins with `name`."""
-    said = [associate_rq()]
+    """A valid conversation. Each object has a UID that begins with `name`."""
+    pdus = [associate_rq()]
     for number in range(1, rng.randint(2, 4)):
         kind = rng.random()
         if kind < 0.2:
-            said.append(echo_rq(number))
+            pdus.append(echo_rq(number))
         elif kind < 0.35:
-            said += report_pdus(rng)
+            pdus += report_pdus(rng)
         else:
-            said += store_pdus(rng, number, f"{name}.{number}", rng.choice((100, 1000, 40_000)))
-    return [*said, RELEASE_RQ]
+            pdus += store_pdus(rng, number, f"{name}.{number}", rng.choice((100, 1000, 40_000)))
+    return [*pdus, RELEASE_RQ]
 
 
-# What can be done to it. Each takes the PDUs and gives others.
+# Mutations. Each takes the PDUs of a conversation and returns changed PDUs.
 
 
 def _at(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None]) -> Pdus:
-    """One PDU changed in place, more often than not one after the association request."""
+    """Change pdu_bytes PDU, in most cases a PDU after the association request."""
     number = (
         rng.randrange(len(pdus))
         if rng.random() < 0.3
@@ -213,11 +226,11 @@ def _at(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None]) -> Pdus:
 def _of_data(
     rng: Rng, pdus: Pdus, change: Callable[[bytearray], None], command: bool = False
 ) -> Pdus:
-    """One P-DATA-TF changed in place; `command`: one that begins with a command set."""
+    """Change pdu_bytes P-DATA-TF. `command`: only a P-DATA-TF that begins with a command set."""
     numbers = [
         number
-        for number, one in enumerate(pdus)
-        if len(one) > 12 and one[0] == _P_DATA and (not command or one[11] & 1)
+        for number, data in enumerate(pdus)
+        if len(data) > 12 and data[0] == _P_DATA and (not command or data[11] & 1)
     ]
     if not numbers:
         return pdus
@@ -233,27 +246,27 @@ def _with_length(pdu_bytes: bytearray) -> None:
 
 
 def flip(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
+    def change(pdu_bytes: bytearray) -> None:
         for _ in range(rng.randint(1, 8)):
-            one[rng.randrange(len(one))] ^= 1 << rng.randrange(8)
+            pdu_bytes[rng.randrange(len(pdu_bytes))] ^= 1 << rng.randrange(8)
 
     return _at(rng, pdus, change)
 
 
 def overwrite(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        at = rng.randrange(len(one))
+    def change(pdu_bytes: bytearray) -> None:
+        at = rng.randrange(len(pdu_bytes))
         value = rng.choice((b"\0", b"\xff", b"\x7f", b"\x80")) * rng.randint(1, 8)
-        one[at : at + len(value)] = value
+        pdu_bytes[at : at + len(value)] = value
 
     return _at(rng, pdus, change)
 
 
 def truncate_one(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        del one[rng.randrange(len(one)) :]
-        if rng.random() < 0.5 and len(one) >= 6:
-            _with_length(one)
+    def change(pdu_bytes: bytearray) -> None:
+        del pdu_bytes[rng.randrange(len(pdu_bytes)) :]
+        if rng.random() < 0.5 and len(pdu_bytes) >= 6:
+            _with_length(pdu_bytes)
 
     return _at(rng, pdus, change)
 
@@ -281,7 +294,7 @@ def leave_out(rng: Rng, pdus: Pdus) -> Pdus:
 
 
 def insert(rng: Rng, pdus: Pdus) -> Pdus:
-    """A PDU of any type, with any length said and any number of bytes there."""
+    """Insert a PDU of any type, whose length field may differ from the bytes that follow."""
     kind = rng.choice((*range(0x01, 0x08), rng.randrange(256)))
     body = rng.randbytes(rng.choice((0, 1, 4, 10, 68, 200)))
     length = len(body) if rng.random() < 0.6 else rng.choice(_EXTREMES)
@@ -290,70 +303,72 @@ def insert(rng: Rng, pdus: Pdus) -> Pdus:
 
 
 def pdu_length(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        near = max(0, len(one) - 6 + rng.choice((-2, -1, 1, 2, 6)))
-        one[2:6] = struct.pack(">L", rng.choice((*_EXTREMES, near, near)))
+    def change(pdu_bytes: bytearray) -> None:
+        near = max(0, len(pdu_bytes) - 6 + rng.choice((-2, -1, 1, 2, 6)))
+        pdu_bytes[2:6] = struct.pack(">L", rng.choice((*_EXTREMES, near, near)))
 
     return _at(rng, pdus, change)
 
 
 def pdv_length(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        near = struct.unpack_from(">L", one, 6)[0] + rng.choice((-2, -1, 1, 2))
-        one[6:10] = struct.pack(">L", rng.choice((*_EXTREMES, near & 0xFFFFFFFF)))
+    def change(pdu_bytes: bytearray) -> None:
+        near = struct.unpack_from(">L", pdu_bytes, 6)[0] + rng.choice((-2, -1, 1, 2))
+        pdu_bytes[6:10] = struct.pack(">L", rng.choice((*_EXTREMES, near & 0xFFFFFFFF)))
 
     return _of_data(rng, pdus, change)
 
 
 def context_id(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        one[10] = rng.choice((0, 1, 2, 3, 5, 7, 9, 255))
+    def change(pdu_bytes: bytearray) -> None:
+        pdu_bytes[10] = rng.choice((0, 1, 2, 3, 5, 7, 9, 255))
 
     return _of_data(rng, pdus, change)
 
 
 def control_header(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        one[11] = rng.choice((0, 1, 2, 3, 4, 0x80, 0xFF))
+    def change(pdu_bytes: bytearray) -> None:
+        pdu_bytes[11] = rng.choice((0, 1, 2, 3, 4, 0x80, 0xFF))
 
     return _of_data(rng, pdus, change)
 
 
 def element_length(rng: Rng, pdus: Pdus) -> Pdus:
-    """A command element that says it is longer, or shorter, than it is."""
+    """Give a command element a length other than its own."""
 
-    def change(one: bytearray) -> None:
-        starts = list(_command_elements(one))
+    def change(pdu_bytes: bytearray) -> None:
+        starts = list(_command_elements(pdu_bytes))
         at = rng.choice(starts) if starts else 12
-        one[at + 4 : at + 8] = struct.pack("<L", rng.choice((*_EXTREMES, 64, 0xFFFF)))
-        _with_length(one)
+        pdu_bytes[at + 4 : at + 8] = struct.pack("<L", rng.choice((*_EXTREMES, 64, 0xFFFF)))
+        _with_length(pdu_bytes)
 
     return _of_data(rng, pdus, change, command=True)
 
 
 def element_missing(rng: Rng, pdus: Pdus) -> Pdus:
-    def change(one: bytearray) -> None:
-        starts = [*_command_elements(one)]
+    def change(pdu_bytes: bytearray) -> None:
+        starts = [*_command_elements(pdu_bytes)]
         if not starts:
             return
         at = rng.choice(starts)
-        size = 8 + struct.unpack_from("<L", one, at + 4)[0]
-        del one[at : at + size]
-        one[6:10] = struct.pack(">L", max(0, struct.unpack_from(">L", one, 6)[0] - size))
-        _with_length(one)
+        size = 8 + struct.unpack_from("<L", pdu_bytes, at + 4)[0]
+        del pdu_bytes[at : at + size]
+        pdu_bytes[6:10] = struct.pack(
+            ">L", max(0, struct.unpack_from(">L", pdu_bytes, 6)[0] - size)
+        )
+        _with_length(pdu_bytes)
 
     return _of_data(rng, pdus, change, command=True)
 
 
 def element_value(rng: Rng, pdus: Pdus) -> Pdus:
-    """Any value in a command element: another command field, a UID of other bytes."""
+    """Replace a command element's value: another command field, a UID of random bytes."""
 
-    def change(one: bytearray) -> None:
-        starts = [*_command_elements(one)]
+    def change(pdu_bytes: bytearray) -> None:
+        starts = [*_command_elements(pdu_bytes)]
         if not starts:
             return
         at = rng.choice(starts)
-        size = struct.unpack_from("<L", one, at + 4)[0]
+        size = struct.unpack_from("<L", pdu_bytes, at + 4)[0]
         fields = (
             0x0020,
             0x0021,
@@ -368,26 +383,27 @@ def element_value(rng: Rng, pdus: Pdus) -> Pdus:
             0x0101,
         )
         value = struct.pack("<H", rng.choice(fields)) if size == 2 else rng.randbytes(min(size, 64))
-        one[at + 8 : at + 8 + len(value)] = value
+        pdu_bytes[at + 8 : at + 8 + len(value)] = value
 
     return _of_data(rng, pdus, change, command=True)
 
 
-def _command_elements(one: bytearray) -> Iterator[int]:
-    """Where the elements of the command set in a P-DATA-TF begin."""
-    at, end = 12, min(len(one), 10 + struct.unpack_from(">L", one, 6)[0])
+def _command_elements(pdu_bytes: bytearray) -> Iterator[int]:
+    """The offsets of the command set's elements in a P-DATA-TF."""
+    at = 12
+    end = min(len(pdu_bytes), 10 + struct.unpack_from(">L", pdu_bytes, 6)[0])
     while at + 8 <= end:
         yield at
-        at += 8 + int(struct.unpack_from("<L", one, at + 4)[0])
+        at += 8 + int(struct.unpack_from("<L", pdu_bytes, at + 4)[0])
 
 
 def interleave(rng: Rng, pdus: Pdus) -> Pdus:
-    """Two messages at once, on one context or two."""
+    """Interleave the PDUs of two messages, on pdu_bytes context or two."""
     name = f"1.2.{rng.getrandbits(48)}"
-    one, other = (store_pdus(rng, number, f"{name}.{number}", 300) for number in (1, 2))
+    first, second = (store_pdus(rng, number, f"{name}.{number}", 300) for number in (1, 2))
     mixed = []
-    while one or other:
-        take = one if one and (not other or rng.random() < 0.5) else other
+    while first or second:
+        take = first if first and (not second or rng.random() < 0.5) else second
         mixed.append(take.pop(0))
     return [pdus[0], *mixed, RELEASE_RQ]
 
@@ -397,16 +413,19 @@ def after_release(rng: Rng, pdus: Pdus) -> Pdus:
 
 
 def item_length(rng: Rng, pdus: Pdus) -> Pdus:
-    """An item or sub-item of the association request with a length that is not its own."""
+    """Give an item or sub-item of the association request a length other than its own."""
     request = bytearray(pdus[0])
     if len(request) < 80 or request[0] != 0x01:
         return pdus
-    starts, at = [], 74
+
+    starts = []
+    at = 74
     while at + 4 <= len(request):
         starts.append(at)
         kind, _, size = struct.unpack_from(">BBH", request, at)
-        # Into a context or the user information; over everything else.
+        # Step into a context or the user information, over every other item.
         at += {0x20: 8, 0x21: 8, 0x50: 4}.get(kind, 4 + size)
+
     at = rng.choice(starts)
     near = struct.unpack_from(">H", request, at + 2)[0]
     request[at + 2 : at + 4] = struct.pack(
@@ -416,7 +435,7 @@ def item_length(rng: Rng, pdus: Pdus) -> Pdus:
 
 
 def many_items(rng: Rng, pdus: Pdus) -> Pdus:
-    """An association request that goes on and on."""
+    """Append hundreds or thousands of items to the association request."""
     context = item(0x20, b"\1\0\0\0" + item(0x30, b"1.2") + item(0x40, b"1.2"))
     repeated = rng.choice((context, item(0x55, b"x"), item(0, b"")))
     request = bytearray(pdus[0] + repeated * rng.choice((200, 3000)))
@@ -445,7 +464,7 @@ class Case:
     pdus: tuple[bytes, ...]
 
     @property
-    def said(self) -> bytes:
+    def stream(self) -> bytes:
         return b"".join(self.pdus)
 
     @property
@@ -454,7 +473,7 @@ class Case:
 
 
 def case(seed: int, number: int) -> Case:
-    """Case `number` of a seed: each mutation in turn, sometimes with others on top."""
+    """Case `number` of a seed. Mutations come in turn; some cases combine several."""
     rng = Rng(f"{seed}:{number}")
     pdus = conversation(rng, f"1.2.{seed}.{number}")
     chosen = [MUTATIONS[number % len(MUTATIONS)]]
@@ -462,22 +481,23 @@ def case(seed: int, number: int) -> Case:
         chosen.append(rng.choice(MUTATIONS))
     for mutation in chosen:
         pdus = mutation(rng, pdus) or pdus
-    return Case(number, tuple(one.__name__ for one in chosen), tuple(pdus))
+    return Case(number, tuple(mutation.__name__ for mutation in chosen), tuple(pdus))
 
 
-# What may come of it.
+# The outcomes that are allowed.
 
 
-def offered(said: bytes) -> set[bytes]:
-    """The data sets that are complete in a stream, by an independent reading of it; digests.
+def offered(stream: bytes) -> set[bytes]:
+    """Digests of the data sets that are complete in a stream, by an independent parser.
 
-    Generous where a stream has a data set begin before its command, for nobody can say what belongs
-    together there: what follows the last command set, and what follows the last data set, are both
-    taken for one.
+    If a data set begins before its command set, the stream does not say which fragments belong
+    together. Then two readings count: the fragments since the last command set, and those since
+    the last data set.
     """
     found: set[bytes] = set()
-    since_command, since_data = bytearray(), bytearray()
-    for kind, body in _pdus(said):
+    since_command = bytearray()
+    since_data = bytearray()
+    for kind, body in _pdus(stream):
         for control, value in _pdvs(body) if kind == _P_DATA else ():
             if control & 1:
                 since_command.clear()
@@ -502,7 +522,8 @@ def acknowledged(heard: bytes) -> Counter[str]:
             elements: dict[int, bytes] = {}
             while len(value) >= 8:
                 _, number, length = struct.unpack_from("<HHL", value)
-                elements[number], value = value[8 : 8 + length], value[8 + length :]
+                elements[number] = value[8 : 8 + length]
+                value = value[8 + length :]
             if elements.get(0x0100) == b"\x01\x80" and elements.get(0x0900) == b"\0\0":
                 found[elements.get(0x1000, b"").rstrip(b"\0 ").decode("ascii", "replace")] += 1
     return found
@@ -518,9 +539,7 @@ def _pdus(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _pdvs(body: bytes) -> list[tuple[int, bytes]]:
-    """(message control header, fragment) of each; of a PDU that is malformed anywhere, what is
-    before that place.
-    """
+    """(message control header, fragment) of each PDV, up to the first that is malformed."""
     found = []
     while len(body) >= 6:
         length, _, control = struct.unpack_from(">LBB", body)

@@ -1,4 +1,4 @@
-"""A receiving node in this process, and raw senders that say to it what no toolkit would send."""
+"""A receiving node in this process, and raw senders for messages that no toolkit would send."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ from daemon.spool import Spool
 
 CR = "1.2.840.10008.5.1.4.1.1.1"
 SC = "1.2.840.10008.5.1.4.1.1.7"
-JPEG, JPEG_LS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.80"
+JPEG = "1.2.840.10008.1.2.4.50"
+JPEG_LS = "1.2.840.10008.1.2.4.80"
 DEADLINE_S = 30.0
 FreePort = Callable[[], int]
 Program = Callable[[str], str]
 
 
 class Node:
-    """A receiver with what is behind it."""
+    """A receiver with its settings, ledger and spool."""
 
     def __init__(
         self, folder: Path, port: int, limits: Limits | None = None, **settings: Any
@@ -53,9 +54,8 @@ class Node:
         self.spool = Spool(self.config.spool)
         self.receiver = Receiver(self.config, self.ledger, self.spool, limits)
         self.running = False
-        self.sockets: list[
-            socket.socket
-        ] = []  # pynetdicom leaves an SCU's open when its peer was quicker
+        # pynetdicom leaves an SCU's socket open if the peer closes first.
+        self.sockets: list[socket.socket] = []
 
     def start(self) -> None:
         self.receiver.start()
@@ -105,7 +105,7 @@ def image(
 
 
 def siim(data: Path, count: int) -> dict[str, list[Path]]:
-    """The first files of each of the two transfer syntaxes there are."""
+    """The first `count` files of each of the two transfer syntaxes in siim/."""
     found: dict[str, list[Path]] = {JPEG: [], JPEG_LS: []}
     for path in sorted((data / "siim" / "dicom").glob("*.dcm")):
         found[dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID].append(path)
@@ -137,8 +137,9 @@ def associate_rq(
     maximum_pdu_bytes: int = 16384,
     called: bytes = b"PLEURA",
 ) -> bytes:
-    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one class in Implicit VR Little Endian, its AE titles as
-    given.
+    """An A-ASSOCIATE-RQ (PS3.8 9.3.2) for one SOP class in Implicit VR Little Endian.
+
+    `calling` and `called` may be any bytes.
     """
 
     def item(kind: int, body: bytes) -> bytes:
@@ -151,7 +152,10 @@ def associate_rq(
     return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
-COMMAND, DATA, LAST = 1, 0, 2  # the bits of a PDV's message control header (PS3.8 E.2)
+# The bits of a PDV's message control header (PS3.8 E.2).
+COMMAND = 1
+DATA = 0
+LAST = 2
 Pdv = tuple[int, bytes]
 
 
@@ -163,7 +167,7 @@ def p_data(*pdvs: Pdv, context_id: int = 1) -> bytes:
 
 
 def c_store(sop_instance_uid: str = "1.2.3.40", sop_class_uid: str = CR, **other: bytes) -> bytes:
-    """The command set of a C-STORE-RQ. `other` replaces elements: E0110=b"" and so on."""
+    """The command set of a C-STORE-RQ. `other` replaces elements, as in E0110=b""."""
     elements = {
         0x0002: sop_class_uid.encode() + b"\0" * (len(sop_class_uid) % 2),
         0x0100: b"\x01\0",
@@ -178,7 +182,7 @@ def c_store(sop_instance_uid: str = "1.2.3.40", sop_class_uid: str = CR, **other
 
 
 class RawSender:
-    """An association of its own making, for messages that no toolkit would send."""
+    """An association over a plain socket, for messages that no toolkit would send."""
 
     def __init__(
         self, node: Node, maximum_pdu_bytes: int = 16384, address: str = "127.0.0.1"
@@ -206,7 +210,7 @@ class RawSender:
         )
 
     def status(self) -> int:
-        """Of the next response; -1 when the association ends instead."""
+        """The status of the next response; -1 if the association ends instead."""
         kind, body = self.answer()
         if kind != 0x04:
             return -1

@@ -1,5 +1,5 @@
-"""Our end of an association against DCMTK, Orthanc and scripted archives: every byte arrives, and
-an end is an end.
+"""Our requestor against DCMTK, Orthanc and scripted archives: every byte arrives, and an
+association that the peer ends is reported as lost.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def outgoing(folder: Path, data_set_bytes: int, uid: str = "2.25.1") -> Outgoing
 
 
 def data_set(path: Path) -> bytes:
-    """The bytes after the file meta information, as a reader other than ours finds them."""
+    """The bytes after the file meta information, as pynetdicom finds them."""
     return path.read_bytes()[split_dataset(path)[1] :]
 
 
@@ -63,7 +63,7 @@ def link_to(
 
 
 @pytest.mark.parametrize("maximum_bytes", [4096, 16384, 131072])
-def test_dcmtk_has_every_byte_whatever_the_length(
+def test_dcmtk_receives_every_byte_of_any_length(
     peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, maximum_bytes: int
 ) -> None:
     fragment_bytes = maximum_bytes - 6
@@ -84,17 +84,19 @@ def test_dcmtk_has_every_byte_whatever_the_length(
             assert [link.store(one).status for one in objects] == [0] * len(objects)
     finally:
         scp.stop()
+
     arrived = {str(dcmread(path).SOPInstanceUID): data_set(path) for path in scp.folder.iterdir()}
     assert arrived == {one.sop_instance_uid: data_set(one.path) for one in objects}
 
 
-def test_orthanc_has_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
+def test_orthanc_receives_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
     objects = [
         outgoing(tmp_path, length, f"2.25.{length}")
         for length in (2000, 16_378, 16_380, 15_000_002)
     ]
     with link_to(orthanc.dicom_port, *objects, ae_title=orthanc.ae_title) as link:
         assert [link.store(one).status for one in objects] == [0] * len(objects)
+
     instances = orthanc.instances()
     assert set(instances) == {one.sop_instance_uid for one in objects}
     for one in objects:
@@ -103,11 +105,12 @@ def test_orthanc_has_every_byte(orthanc: Orthanc, tmp_path: Path) -> None:
         assert data_set(kept) == data_set(one.path)
 
 
-@pytest.mark.parametrize("maximum_bytes", [0, 8, 9, 100, 1 << 30])  # 0: no limit
+# 0 means no limit (PS3.8 D.1).
+@pytest.mark.parametrize("maximum_bytes", [0, 8, 9, 100, 1 << 30])
 def test_the_peers_maximum_pdu_length_is_kept(
     tmp_path: Path, free_port: FreePort, maximum_bytes: int
 ) -> None:
-    """With an odd data set too, which no standard has, but a disk may."""
+    """Also for a data set of odd length, which the standard forbids but a disk may hold."""
     arrived: list[bytes] = []
     lengths: list[int] = []
 
@@ -119,14 +122,17 @@ def test_the_peers_maximum_pdu_length_is_kept(
         if isinstance(event.pdu, P_DATA_TF):
             lengths.append(event.pdu.pdu_length)
 
-    entity, port = AE("ARCHIVE"), free_port()
+    port = free_port()
+    entity = AE("ARCHIVE")
     entity.maximum_pdu_size = maximum_bytes
     entity.add_supported_context(SEG, ExplicitVRLittleEndian)
     handlers: list[Any] = [(evt.EVT_C_STORE, store), (evt.EVT_PDU_RECV, note)]
     large = 2000 if 0 < maximum_bytes < 1000 else 1_000_001
     objects = [outgoing(tmp_path, length, f"2.25.{length}") for length in (1999, large)]
+
     with serving(entity, port, handlers), link_to(port, *objects) as link:
         assert [link.store(one).status for one in objects] == [0, 0]
+
     assert arrived == [data_set(one.path) for one in objects]
     assert max(lengths) <= (maximum_bytes or 1 << 30)
 
@@ -136,35 +142,40 @@ def test_the_peers_maximum_pdu_length_is_kept(
 
 
 class Scripted:
-    """Accepts an association in everything proposed, then does as its script says; once."""
+    """An archive that accepts every proposed context of one association, then runs its script."""
 
     def __init__(self, script: Callable[[Scripted], None], maximum_bytes: int = 16384) -> None:
-        self._script, self._maximum_bytes = script, maximum_bytes
+        self._script = script
+        self._maximum_bytes = maximum_bytes
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._run)
         self.port = int(self._listener.getsockname()[1])
         self.message_ids: list[int] = []
-        self.saw: list[int] = []  # types of PDUs
+        # The types of the PDUs read
+        self.saw: list[int] = []
 
     def _run(self) -> None:
         self.connection, _ = self._listener.accept()
         with self._listener, self.connection:
             self.connection.settimeout(DEADLINE_S)
             request = A_ASSOCIATE_RQ()
+
             request.decode(self.pdu())
             primitive = request.to_primitive()
             contexts = primitive.presentation_context_definition_list
             for context in contexts:
-                context.transfer_syntax, context.result = [context.transfer_syntax[0]], 0
+                context.transfer_syntax = [context.transfer_syntax[0]]
+                context.result = 0
             primitive.presentation_context_definition_results_list = contexts
             primitive.presentation_context_definition_list = []
             primitive.maximum_length_received = self._maximum_bytes
-            primitive.result, primitive.result_source = 0, 1
+            primitive.result = 0
+            primitive.result_source = 1
             self.connection.sendall(A_ASSOCIATE_AC(primitive).encode())
             self._script(self)
 
     def pdu(self) -> bytes:
-        """The next one; b"" at the end."""
+        """The next PDU; b"" at the end."""
         data = self._exactly(6)
         self.saw += data[:1]
         return data + self._exactly(int.from_bytes(data[2:], "big"))
@@ -177,7 +188,8 @@ class Scripted:
 
     def request(self) -> None:
         """Read a whole C-STORE-RQ."""
-        message, done = C_STORE_RQ(), False
+        message = C_STORE_RQ()
+        done = False
         while not done:
             pdu = P_DATA_TF()
             pdu.decode(self.pdu())
@@ -188,20 +200,20 @@ class Scripted:
 
     def response(self, message_id: int | None = None, fragment_bytes: int = 16384) -> bytes:
         """The PDUs of a C-STORE-RSP."""
-        primitive, message = C_STORE(), C_STORE_RSP()
+        primitive = C_STORE()
         primitive.MessageIDBeingRespondedTo = (
             self.message_ids[-1] if message_id is None else message_id
         )
-        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID, primitive.Status = (
-            SEG,
-            "2.25.1",
-            0xB007,
-        )
+        primitive.AffectedSOPClassUID = SEG
+        primitive.AffectedSOPInstanceUID = "2.25.1"
+        primitive.Status = 0xB007
+
+        message = C_STORE_RSP()
         message.primitive_to_message(primitive)
         return b"".join(P_DATA_TF(part).encode() for part in message.encode_msg(1, fragment_bytes))
 
     def until_closed(self) -> None:
-        """Read and ignore."""
+        """Read and ignore everything until the peer closes the connection."""
         while self.connection.recv(1 << 16):
             pass
 
@@ -247,9 +259,13 @@ def answer_another(archive: Scripted) -> None:
 
 def answer_with_a_request(archive: Scripted) -> None:
     archive.request()
-    message, primitive = C_STORE_RQ(), C_STORE()
-    primitive.MessageID, primitive.Priority = archive.message_ids[-1], 0
-    primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = SEG, "2.25.1"
+    primitive = C_STORE()
+    primitive.MessageID = archive.message_ids[-1]
+    primitive.Priority = 0
+    primitive.AffectedSOPClassUID = SEG
+    primitive.AffectedSOPInstanceUID = "2.25.1"
+
+    message = C_STORE_RQ()
     message.primitive_to_message(primitive)
     (part,) = message.encode_msg(1, 16384)
     archive.connection.sendall(P_DATA_TF(part).encode())
@@ -289,7 +305,8 @@ def read_nothing(archive: Scripted) -> None:
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        (abort_midway, ""),  # the kernel may say so first
+        # Our side may see a socket error before it reads the abort.
+        (abort_midway, ""),
         (close_midway, ""),
         (abort_instead, "aborted the association"),
         (close_instead, "closed the connection"),
@@ -337,11 +354,17 @@ def test_a_report_that_crosses_our_release_counts(tmp_path: Path) -> None:
     def script(archive: Scripted) -> None:
         archive.request()
         archive.connection.sendall(archive.response())
+
         assert archive.pdu() == RELEASE_RQ
-        message, primitive = N_EVENT_REPORT_RQ(), N_EVENT_REPORT()
-        primitive.MessageID, primitive.EventTypeID = 7, 1
-        primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID = SEG, "2.25.7"
+
+        primitive = N_EVENT_REPORT()
+        primitive.MessageID = 7
+        primitive.EventTypeID = 1
+        primitive.AffectedSOPClassUID = SEG
+        primitive.AffectedSOPInstanceUID = "2.25.7"
         primitive.EventInformation = io.BytesIO(b"report")
+
+        message = N_EVENT_REPORT_RQ()
         message.primitive_to_message(primitive)
         for part in message.encode_msg(1, 16384):
             archive.connection.sendall(P_DATA_TF(part).encode())
@@ -355,7 +378,8 @@ def test_a_report_that_crosses_our_release_counts(tmp_path: Path) -> None:
 
     one = outgoing(tmp_path, 3000)
     with Scripted(script) as archive:
-        remote, contexts = Remote("ARCHIVE", "127.0.0.1", archive.port), proposal([one.syntaxes])
+        remote = Remote("ARCHIVE", "127.0.0.1", archive.port)
+        contexts = proposal([one.syntaxes])
         with Link.open("PLEURA", remote, contexts, DEFAULT_LIMITS, take) as link:
             assert link.store(one).status == 0xB007
     assert [(report.sop_instance_uid, report.information) for report in reports] == [
@@ -377,7 +401,8 @@ def test_an_answer_may_come_in_pieces(tmp_path: Path) -> None:
 
 
 def test_a_file_that_becomes_shorter_is_never_sent_as_whole(tmp_path: Path) -> None:
-    one = outgoing(tmp_path, 60_000_000)  # more than the sockets' buffers hold
+    # More than the sockets' buffers hold
+    one = outgoing(tmp_path, 60_000_000)
     lasts: list[bool] = []
 
     def script(archive: Scripted) -> None:
@@ -409,7 +434,9 @@ def test_a_peer_whose_pdus_are_too_short_for_any_message_gets_nothing(tmp_path: 
 def test_an_interrupted_object_is_aborted_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its answer an association cannot be released; that would wait for the time-out."""
+    """An association with an unanswered request cannot be released: that would wait for the
+    time-out.
+    """
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -429,7 +456,7 @@ def test_an_interrupted_object_is_aborted_at_once(
 
 
 class Answering:
-    """Takes one association request, and answers it with these bytes."""
+    """An archive that answers one association request with given bytes."""
 
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
         self._answer = answer
@@ -454,7 +481,7 @@ class Answering:
 
 
 def sloppy_accept(request: bytes, *, titles: bytes = bytes(32), more: bytes = b"") -> bytes:
-    """An A-ASSOCIATE-AC of the first context, as some archives write it."""
+    """An A-ASSOCIATE-AC of the first context, sloppy in ways that some archives are."""
     syntax = b"\x40\x00\x00\x13" + b"1.2.840.10008.1.2.1"
     context = bytes((0x21, 0, 0, 4 + len(syntax), 1, 0, 0, 0)) + syntax
     maximum = b"\x51\x00\x00\x04\x00\x00\x40\x00"
@@ -478,7 +505,7 @@ UNKNOWN_SUB_ITEM = b"\x5f\x00\x00\x03abc"
         (b" " * 32, LONG_NAME + UNKNOWN_SUB_ITEM),
     ],
 )
-def test_an_answer_that_the_standard_says_to_ignore_parts_of_is_an_association(
+def test_an_accept_may_hold_parts_that_the_standard_says_to_ignore(
     tmp_path: Path, titles: bytes, more: bytes
 ) -> None:
     one = outgoing(tmp_path, 3000)
@@ -514,8 +541,9 @@ def test_a_rejection_says_what_to_do(reason: tuple[int, int, int], advice: str) 
 
 @pytest.fixture
 def archive_port(free_port: FreePort) -> Iterator[int]:
-    """An archive that stores nothing and says it did."""
-    entity, port = AE("ARCHIVE"), free_port()
+    """The port of an archive that answers success and stores nothing."""
+    port = free_port()
+    entity = AE("ARCHIVE")
     entity.add_supported_context(SEG, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
     with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
         yield port
@@ -547,6 +575,7 @@ def test_a_file_without_data_set_is_not_sent(tmp_path: Path, archive_port: int) 
 def test_a_wrong_group_length_does_not_move_the_data_set(
     peer: Callable[[str], str], tmp_path: Path, free_port: FreePort, wrong: str
 ) -> None:
+
     one = outgoing(tmp_path, 3000)
     data = one.path.read_bytes()
     right = int.from_bytes(data[140:144], "little")
@@ -560,15 +589,19 @@ def test_a_wrong_group_length_does_not_move_the_data_set(
     }
     lengths["before the last element"] = data.index(b"\x02\x00\x13\x00SH") - 144
     one.path.write_bytes(data[:140] + lengths[wrong].to_bytes(4, "little") + data[144:])
+
     assert describe(one.path) == one
+
     scp = StoreSCP(peer("storescp"), free_port(), tmp_path / "archive")
     try:
         with link_to(scp.port, one) as link:
             assert link.store(one).status == 0
     finally:
         scp.stop()
+
     (path,) = scp.folder.iterdir()
-    arrived = path.read_bytes()  # with a group length that is right
+    # storescp writes the right group length.
+    arrived = path.read_bytes()
     assert arrived[144 + int.from_bytes(arrived[140:144], "little") :] == data_set(one.path)
 
 

@@ -45,7 +45,7 @@ def repository(ca: Authority) -> Iterator[Repository]:
 
 
 def settings(folder: Path, ca: Authority, repository: Repository, **more: Any) -> Path:
-    """The settings file of a node that tells `repository` of everything."""
+    """The settings file of a node that sends its audit trail to `repository`."""
     to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
     values = {
         "host": "127.0.0.1",
@@ -60,7 +60,7 @@ def settings(folder: Path, ca: Authority, repository: Repository, **more: Any) -
 
 
 def alerts(messages: list[bytes]) -> list[tuple[str, str]]:
-    """The address and the words of each security alert."""
+    """The address and the text of each security alert."""
     told = []
     for message in messages:
         xml = message.decode().partition("\ufeff")[2]
@@ -85,11 +85,11 @@ def test_a_refused_handshake_and_a_refused_association_reach_the_repository(
     receiver.start()
     sender.start()
     try:
-        stranger = Authority(tmp_path / "elsewhere", "Another CA").issue("XRAY1")
-        theirs = stranger.settings() | {"ca": str(ca.certificate)}
+        untrusted = Authority(tmp_path / "elsewhere", "Another CA").issue("XRAY1")
+        theirs = untrusted.settings() | {"ca": str(ca.certificate)}
         call(tls["port"], "PLEURA", theirs)
         call(config.port, "OTHER", False)
-        wait_until("both are told", lambda: len(repository.messages) == 2)
+        wait_until("both messages arrive", lambda: len(repository.messages) == 2)
     finally:
         stop.set()
         receiver.stop()
@@ -103,7 +103,7 @@ def test_a_refused_handshake_and_a_refused_association_reach_the_repository(
 
 
 def call(port: int | None, called: str, tls: dict[str, str] | bool) -> None:
-    """Ask for an association, in vain."""
+    """Request an association, which must fail."""
     there = {"name": "node", "ae_title": called, "host": "127.0.0.1", "port": port, "tls": tls}
     config = Config.model_validate({"ae_title": "XRAY1", "port": 11112, "destinations": [there]})
     remote = remote_of(config, config.destinations[0])  # type: ignore[arg-type]
@@ -137,14 +137,17 @@ def test_a_kill_of_the_deliver_role_loses_no_message_and_keeps_their_order(
     with contextlib.ExitStack() as running:
         role = Role(path, log)
         running.callback(role.kill)
-        wait_until("the outage is told", lambda: "cannot be reached" in log.read_text())
+        wait_until("the outage is logged", lambda: "cannot be reached" in log.read_text())
 
-        # It dies as messages arrive, until a kill falls between an arrival and its removal from the
-        # ledger: the next process then repeats the message.
+        # Kill the role as messages arrive, until a kill falls between a message's arrival and its
+        # removal from the ledger. The next process then repeats the message.
         repository.is_away = False
-        starts, seen = 1, 0
+        starts = 1
+        seen = 0
         while True:
-            wait_until("more", lambda seen=seen: len(repository.messages) > seen, 0.001)
+            wait_until(
+                "more messages arrive", lambda seen=seen: len(repository.messages) > seen, 0.001
+            )
             if repeated(repository.messages):
                 break
 
@@ -159,12 +162,12 @@ def test_a_kill_of_the_deliver_role_loses_no_message_and_keeps_their_order(
     ledger.close()
 
     sent = numbers(repository.messages)
-    # Each start of the role is an event too.
+    # Each start of the role also sends a message.
     assert list(dict.fromkeys(sent)) == [*range(1, MESSAGES + starts + 1)]
-    # What is repeated is the same message, byte for byte.
+    # A repeated message is the same byte for byte.
     assert len(set(repository.messages)) == len(set(sent))
 
 
 def repeated(messages: list[bytes]) -> bool:
-    """Whether a message has come twice."""
+    """True if a message has come twice."""
     return len(set(messages)) < len(messages)

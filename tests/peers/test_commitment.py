@@ -1,5 +1,5 @@
-"""Storage commitment: "done" means that the archive has committed, and what it has lost is sent
-again.
+"""Storage commitment: a delivery is done when the archive commits to the object, and an object that
+the archive has lost is sent again.
 """
 
 from __future__ import annotations
@@ -34,19 +34,21 @@ from tools.peers.harness import Node, Orthanc, storescu
 from tools.peers.waiting import wait_until
 
 SC = "1.2.840.10008.5.1.4.1.1.7"
-# pynetdicom leaves the socket of an association whose peer was quicker to the garbage collector.
+# If the peer closes an association first, pynetdicom leaves the socket to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 FreePort = Callable[[], int]
 
 
-def test_orthanc_commits_and_gets_again_what_it_has_lost(
+def test_orthanc_commits_and_receives_a_lost_object_again(
     peer: Callable[[str], str],
     xrays: list[Path],
     quick: str,
     tmp_path: Path,
     free_port: FreePort,
 ) -> None:
-    """The archive is no peer: being a destination with `commitment` is enough for its reports."""
+    """The archive is not listed in `peers`: the node takes the reports of every destination with
+    `commitment`.
+    """
     port = free_port()
     with Orthanc(
         peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port()), node_port=port
@@ -61,8 +63,9 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
         with node:
             assert storescu(peer("storescu"), node, xrays[:1], "-xy").returncode == 0
             wait_until("it is committed", lambda: node.counts()["deliveries"]["committed"] == 1)
-        # Between the archive's success and the question the object is lost: without the deliver
-        # role nobody asks.
+        # The archive loses the object between its success and the commitment request. The node is
+        # stopped, so no request goes out meanwhile.
+
         (held,) = archive.instances().values()
         archive.delete(held["orthanc"])
         engine = sa.create_engine(node.settings["ledger"])
@@ -71,6 +74,7 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
                 deliveries.update().values(state="stored", commit_due_at=0.0, commit_asks=0)
             )
         engine.dispose()
+
         with node:
             wait_until(
                 "it is sent again and committed",
@@ -80,7 +84,7 @@ def test_orthanc_commits_and_gets_again_what_it_has_lost(
 
 
 class Bench:
-    """A ledger with results stored at an archive, and the receive role that its reports go to."""
+    """A ledger with results stored at an archive, and the receive role that takes its reports."""
 
     def __init__(self, folder: Path, ports: tuple[int, int]) -> None:
         self.port, archive_port = ports
@@ -103,7 +107,7 @@ class Bench:
         self.asker: threading.Thread | None = None
 
     def store(self, *uids: str) -> None:
-        """These results were stored at the archive, which is to be asked."""
+        """Record these results as stored at the archive; commitment is due for them."""
         self.ledger.receive(
             [Arrival(f"{uids[0]}-file", SC, f"1.2.{uids[0]}", "", "", "dimse", 1, 1)]
         )
@@ -137,8 +141,8 @@ class Bench:
 
 
 class Archive:
-    """A Storage Commitment SCP that reports as it is told: `report(transaction_uid, uids)` for each
-    question.
+    """A Storage Commitment SCP that records requests in `questions` as (transaction UID, SOP
+    Instance UIDs), and calls `on_question(event, transaction UID, UIDs)` for each.
     """
 
     def __init__(self, port: int, status: int = 0x0000) -> None:
@@ -185,7 +189,8 @@ def information(transaction_uid: str, committed: list[str], failed: dict[str, in
 
 def item(uid: str, reason: int | None = None) -> Dataset:
     reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = UID(SC), UID(uid)
+    reference.ReferencedSOPClassUID = UID(SC)
+    reference.ReferencedSOPInstanceUID = UID(uid)
     if reason is not None:
         reference.FailureReason = reason
     return reference
@@ -194,13 +199,17 @@ def item(uid: str, reason: int | None = None) -> Dataset:
 def report(
     port: int, content: Dataset, calling: str = "ARCHIVE", event_type: int | None = None
 ) -> int | None:
-    """N-EVENT-REPORT on an association of its own; the status that came back."""
+    """Send an N-EVENT-REPORT on a separate association.
+
+    Returns the status, or None if the association is rejected.
+    """
     entity = AE(calling)
     entity.add_requested_context(STORAGE_COMMITMENT)
     role = build_role(STORAGE_COMMITMENT, scu_role=False, scp_role=True)
     association = entity.associate("127.0.0.1", port, ae_title="PLEURA", ext_neg=[role])
     if not association.is_established:
         return None
+
     kind = event_type or (2 if content.FailedSOPSequence else 1)
     status, _ = association.send_n_event_report(
         content, kind, STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE
@@ -226,7 +235,8 @@ def test_a_report_that_overtakes_the_answer_counts(bench: Bench, archive: Archiv
 def test_a_report_on_the_association_that_asked_counts(bench: Bench, archive: Archive) -> None:
     def later(event: Any, transaction: str, uids: list[str]) -> None:
         def send() -> None:
-            time.sleep(0.2)  # the answer first
+            # Let the answer to the request go first.
+            time.sleep(0.2)
             event.assoc.send_n_event_report(
                 information(transaction, uids, {}),
                 1,
@@ -267,34 +277,35 @@ def test_each_failure_reason_has_its_consequence(bench: Bench, archive: Archive)
         bench.port, information(transaction, ["1.1"], {"1.2": 0x0112, "1.3": 0x0122, "1.4": 0x0110})
     )
     bench.ask()
-    wait_until("the report is taken", lambda: "committed" in bench.states())
+    wait_until("the report is recorded", lambda: "committed" in bench.states())
     assert bench.states() == {"committed": 1, "owed": 1, "refused": 1, "stored": 1}
+
     (again,) = bench.ledger.claim_deliveries("pacs", "test", 9)
     assert again.result.sop_instance_uid == "1.2"
 
 
-def test_an_archive_that_does_not_report_is_asked_again_and_told_in_the_log(
+def test_an_archive_that_does_not_report_is_asked_again_and_logged(
     bench: Bench, archive: Archive, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.store("1.1")
     bench.ask(DeliverLimits(first_report_s=0.01))
     wait_until("it is asked again", lambda: len(archive.questions) >= 3)
     assert "pacs: no commitment report came on 1 objects; asking again." in caplog.text
+
     unreported = bench.ledger.inspect.destinations()["pacs"]["unreported"]
     assert unreported == 1
+    # Each request has its own transaction UID (PS3.4 J.3.2).
     transactions = {transaction for transaction, _ in archive.questions}
-    assert len(transactions) == len(
-        archive.questions
-    )  # PS3.4 J.3.2: each request has a UID of its own
+    assert len(transactions) == len(archive.questions)
     assert bench.states() == {"stored": 1}
+
+    # A late report on the first request still counts.
     first = archive.questions[0][0]
-    assert (
-        report(bench.port, information(first, ["1.1"], {})) == 0x0000
-    )  # late, and true all the same
+    assert report(bench.port, information(first, ["1.1"], {})) == 0x0000
     assert bench.states() == {"committed": 1}
 
 
-def test_one_reference_that_fails_a_whole_question_holds_up_no_other(
+def test_one_reference_that_fails_a_whole_request_holds_up_no_other(
     bench: Bench, archive: Archive
 ) -> None:
     def on_question(_: Any, transaction: str, uids: list[str]) -> None:
@@ -311,8 +322,9 @@ def test_one_reference_that_fails_a_whole_question_holds_up_no_other(
 def test_an_archive_that_is_away_or_declines_is_asked_later(bench: Bench) -> None:
     bench.store("1.1")
     bench.ask()
-    wait_until("it was in vain", lambda: bench.ledger.inspect.troubles()["deliveries"])
+    wait_until("the request has failed", lambda: bench.ledger.inspect.troubles()["deliveries"])
     assert "storage commitment" in bench.ledger.inspect.troubles()["deliveries"][0]["why"]
+
     archive = Archive(bench.destination.port, status=0x0110)
     try:
         wait_until("it is asked", lambda: archive.questions)
@@ -329,7 +341,7 @@ def test_an_archive_whose_name_is_not_known_is_asked_later(bench: Bench) -> None
     bench.destination = bench.destination.model_copy(update={"host": "no-such-host.invalid"})
     bench.store("1.1")
     bench.ask()
-    wait_until("it was in vain", lambda: bench.ledger.inspect.troubles()["deliveries"])
+    wait_until("the request has failed", lambda: bench.ledger.inspect.troubles()["deliveries"])
     why = bench.ledger.inspect.troubles()["deliveries"][0]["why"]
     assert why.startswith("storage commitment: ")
     assert "cannot connect" in why
@@ -340,13 +352,18 @@ def test_only_the_archive_that_was_asked_may_report(bench: Bench) -> None:
     question = bench.ledger.ask_commitment("pacs", 9, 60)
     assert question is not None
     good = information(question.transaction_uid, ["1.1"], {})
-    assert report(bench.port, good, calling="STRANGER") is None  # rejected
-    assert report(bench.port, good, calling="XRAY1") == 0x0115  # a peer, but no destination
-    assert report(bench.port, information("2.25.4711", ["1.1"], {})) == 0x0115  # nobody asked that
+    # An unknown AE title: the association is rejected.
+    assert report(bench.port, good, calling="STRANGER") is None
+    # A peer that is not a destination
+    assert report(bench.port, good, calling="XRAY1") == 0x0115
+    # A transaction that the node did not ask for
+    assert report(bench.port, information("2.25.4711", ["1.1"], {})) == 0x0115
     assert report(bench.port, good, event_type=3) == 0x0113
     assert bench.states() == {"stored": 1}
+
+    # A repeated report changes nothing.
     assert report(bench.port, good) == 0x0000
-    assert report(bench.port, good) == 0x0000  # twice is once
+    assert report(bench.port, good) == 0x0000
     assert bench.states() == {"committed": 1}
 
 
@@ -365,13 +382,15 @@ def test_a_destination_may_report_and_verify_but_not_store(bench: Bench) -> None
 
 def test_a_report_is_taken_from_its_destination_only(bench: Bench) -> None:
     access = AccessList("PLEURA", bench.config.peers, bench.config.committing())
-    stranger = access.admit("PLEURA", "ARCHIVE", "192.0.2.1")
-    assert isinstance(stranger, Rejection)
-    assert stranger.answer == CALLING_AE_TITLE_NOT_RECOGNIZED
+    refused = access.admit("PLEURA", "ARCHIVE", "192.0.2.1")
+    assert isinstance(refused, Rejection)
+    assert refused.answer == CALLING_AE_TITLE_NOT_RECOGNIZED
+
     caller = access.admit("PLEURA", "ARCHIVE", "127.0.0.1")
     assert isinstance(caller, Caller)
     assert (caller.stores, caller.destinations) == (False, ("pacs",))
-    # Behind a load balancer it comes from that one's address, if `peers` says so.
+
+    # An archive behind a load balancer may report from the balancer's address if `peers` lists it.
     behind = AccessList(
         "PLEURA", (Peer(ae_title="ARCHIVE", host="192.0.2.9"),), bench.config.committing()
     )

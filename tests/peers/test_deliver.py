@@ -1,5 +1,5 @@
-"""The deliver role against DCMTK's storescp and hostile archives: everything owed arrives, or is
-refused visibly.
+"""The deliver role against DCMTK's archives and hostile archives: every owed result arrives, or is
+visibly refused.
 """
 
 from __future__ import annotations
@@ -61,18 +61,21 @@ def overlay(uid: str) -> bytes:
     rows, columns = np.mgrid[0:64, 0:96]
     rgb = np.stack([rows * 3, columns * 2, (rows + columns) % 256], axis=-1).astype(np.uint8)
     jpeg = io.BytesIO()
-    Image.fromarray(rgb).save(jpeg, "JPEG", quality=90)  # 4:2:0, YCbCr
+    # Pillow writes YCbCr with 4:2:0 subsampling.
+    Image.fromarray(rgb).save(jpeg, "JPEG", quality=90)
+
     dataset = common(uid, SC, JPEGBaseline8Bit)
-    dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PlanarConfiguration = (
-        64,
-        96,
-        3,
-        0,
-    )
-    dataset.BitsAllocated = dataset.BitsStored = 8
-    dataset.HighBit, dataset.PixelRepresentation = 7, 0
+    dataset.Rows = 64
+    dataset.Columns = 96
+    dataset.SamplesPerPixel = 3
+    dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = 8
+    dataset.BitsStored = 8
+    dataset.HighBit = 7
+    dataset.PixelRepresentation = 0
     dataset.PhotometricInterpretation = "YBR_FULL_422"
-    dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", "10"
+    dataset.LossyImageCompression = "01"
+    dataset.LossyImageCompressionRatio = "10"
     dataset.LossyImageCompressionMethod = "ISO_10918_1"
     dataset.PixelData = encapsulate([jpeg.getvalue()])
     dataset["PixelData"].VR = "OB"
@@ -80,7 +83,7 @@ def overlay(uid: str) -> bytes:
 
 
 def segmentation(uid: str, size_bytes: int = 1000) -> bytes:
-    """Something of the Segmentation class; what is inside does not matter to the wire."""
+    """An object of the Segmentation class; its content does not matter for sending."""
     dataset = common(uid, SEG, ExplicitVRLittleEndian)
     dataset.PixelData = b"\x55" * size_bytes
     dataset["PixelData"].VR = "OB"
@@ -89,9 +92,12 @@ def segmentation(uid: str, size_bytes: int = 1000) -> bytes:
 
 def common(uid: str, sop_class_uid: str, syntax: str) -> Dataset:
     dataset = Dataset()
-    dataset.SOPClassUID, dataset.SOPInstanceUID = sop_class_uid, uid
-    dataset.PatientName, dataset.PatientID = "Geheim^Vera", "4711"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "2.25.1", "2.25.2"
+    dataset.SOPClassUID = sop_class_uid
+    dataset.SOPInstanceUID = uid
+    dataset.PatientName = "Geheim^Vera"
+    dataset.PatientID = "4711"
+    dataset.StudyInstanceUID = "2.25.1"
+    dataset.SeriesInstanceUID = "2.25.2"
     dataset.StudyDate = dataset.StudyTime = dataset.AccessionNumber = dataset.Modality = ""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = syntax
@@ -105,7 +111,7 @@ def part10(dataset: Dataset) -> bytes:
 
 
 class Node:
-    """A deliver role with what is behind it."""
+    """A deliver role with its ledger and spool."""
 
     def __init__(self, folder: Path) -> None:
         self.url = f"sqlite:///{folder / 'ledger.db'}"
@@ -115,7 +121,7 @@ class Node:
         self.made: dict[str, bytes] = {}
 
     def owe(self, *objects: bytes, to: str = "pacs") -> None:
-        """One image done, these results owed to a destination."""
+        """Record one analysed image whose results are owed to a destination."""
         self.ledger.receive([Arrival(self.spool.write(b"x"), SC, "1.2.3", "", "", "dimse", 1, 1)])
         (job,) = self.ledger.claim_images("test", 1)
         stored = []
@@ -129,6 +135,7 @@ class Node:
                 )
             )
             self.made[meta.SOPInstanceUID] = data
+
         done = Completion("analysed", f"digest {time.monotonic_ns()}", results=tuple(stored))
         assert self.ledger.complete(job, done, {to: ("SEG", "SC")}) == "analysed"
 
@@ -166,21 +173,22 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    one = Node(tmp_path)
-    yield one
-    one.stop()
+    node = Node(tmp_path)
+    yield node
+    node.stop()
 
 
 def pauses(caplog: pytest.LogCaptureFixture) -> int:
-    """How often the role has found its destination out of order."""
+    """How often the role logged that its destination has failed."""
     return sum("; again in" in record.getMessage() for record in caplog.records)
 
 
 class StoreSCP:
-    """DCMTK's storescp, writing what arrives below a folder, bit by bit as received."""
+    """DCMTK's storescp, which writes received bytes unchanged (+B) into a folder."""
 
     def __init__(self, program: str, port: int, folder: Path, *options: str) -> None:
-        self.port, self.folder = port, folder
+        self.port = port
+        self.folder = folder
         folder.mkdir(exist_ok=True)
         command = [program, "-aet", "ARCHIVE", "-od", str(folder), "+B", *options, str(port)]
         self.process = subprocess.Popen(
@@ -206,7 +214,7 @@ class StoreSCP:
 
 @pytest.fixture
 def storescp(peer: Program, tmp_path: Path) -> Iterator[Callable[..., StoreSCP]]:
-    """storescp(port, option...) -> a listening one."""
+    """storescp(port, option...) -> a listening storescp."""
     running: list[StoreSCP] = []
 
     def start(port: int, *options: str) -> StoreSCP:
@@ -214,14 +222,12 @@ def storescp(peer: Program, tmp_path: Path) -> Iterator[Callable[..., StoreSCP]]
         return running[-1]
 
     yield start
-    for one in running:
-        one.stop()
+    for scp in running:
+        scp.stop()
 
 
 class Archive:
-    """An SCP of pynetdicom that answers as told: `answer(dataset's UID)` -> status, or None to
-    abort.
-    """
+    """A pynetdicom SCP. `answer(SOP Instance UID)` returns the status, or None to abort."""
 
     def __init__(self, port: int, answer: Callable[[str], int | None]) -> None:
         self.stored: list[str] = []
@@ -255,7 +261,7 @@ class Archive:
 
 @pytest.fixture
 def archive(free_port: FreePort) -> Iterator[Callable[..., tuple[Archive, DicomDestination]]]:
-    """archive(answer) -> it, listening, and its destination."""
+    """archive(answer) -> a listening archive and its destination."""
     running: list[Archive] = []
 
     def start(answer: Callable[[str], int | None]) -> tuple[Archive, DicomDestination]:
@@ -264,8 +270,8 @@ def archive(free_port: FreePort) -> Iterator[Callable[..., tuple[Archive, DicomD
         return running[-1], pacs(port)
 
     yield start
-    for one in running:
-        one.stop()
+    for archive in running:
+        archive.stop()
 
 
 def pacs(port: int) -> DicomDestination:
@@ -275,10 +281,12 @@ def pacs(port: int) -> DicomDestination:
 def test_objects_arrive_as_they_are_over_one_association(
     node: Node, storescp: Callable[..., StoreSCP], free_port: FreePort
 ) -> None:
-    scp = storescp(free_port(), "+xa")  # accepts everything
+    # +xa accepts every transfer syntax.
+    scp = storescp(free_port(), "+xa")
     node.owe(segmentation("2.25.10"), overlay("2.25.11"))
     node.start(pacs(scp.port))
     wait_until("both are stored", lambda: node.counts() == {"stored": 2})
+
     for uid, dataset in scp.received().items():
         source = dcmread(io.BytesIO(node.made[uid]))
         assert dataset == source
@@ -296,7 +304,9 @@ def test_an_archive_without_jpeg_gets_decoded_pixels_under_the_same_uid(
     node.owe(overlay("2.25.11"), segmentation("2.25.10"))
     node.start(pacs(scp.port))
     wait_until("both are stored", lambda: node.counts() == {"stored": 2})
-    source, arrived = dcmread(io.BytesIO(node.made["2.25.11"])), scp.received()["2.25.11"]
+
+    source = dcmread(io.BytesIO(node.made["2.25.11"]))
+    arrived = scp.received()["2.25.11"]
     assert arrived.file_meta.TransferSyntaxUID == syntax
     assert arrived.PhotometricInterpretation == "RGB"
     assert np.array_equal(pixel_array(arrived), pixel_array(source))
@@ -313,7 +323,7 @@ def test_an_archive_without_jpeg_gets_decoded_pixels_under_the_same_uid(
         ("ISO_IR 13", b"\xd4\xcf\xc0\xde^\xc0\xdb\xb3"),
         ("ISO 2022 IR 13\\ISO 2022 IR 87", b"\xd4\xcf\xc0\xde\x1b$B;3ED\x1b(J"),
         ("\\ISO 2022 IR 149", b"\x1b$)C\xb1\xe8\xc8\xf1\xc1\xdf"),
-        # Not what it says it is
+        # Bytes that are invalid in their character set
         ("ISO_IR 192", b"M\xfcller"),
         ("GB18030", b"Wang\x81\x30"),
     ],
@@ -321,7 +331,7 @@ def test_an_archive_without_jpeg_gets_decoded_pixels_under_the_same_uid(
 def test_text_stays_as_it_is_in_implicit_vr(
     tmp_path: Path, character_set: str, text: bytes
 ) -> None:
-    """PS3.4 B.4: it is the same instance in each transfer syntax."""
+    """An instance has the same attributes in each transfer syntax (PS3.4 B.4)."""
     even = text + b" " * (len(text) % 2)
     header = segmentation("2.25.1")
     dataset = dcmread(io.BytesIO(header))
@@ -343,7 +353,7 @@ def test_text_stays_as_it_is_in_implicit_vr(
 
 
 def troubles(caplog: pytest.LogCaptureFixture, name: str = "pacs") -> list[str]:
-    """What a destination was in trouble with, each time it was tried."""
+    """The log messages of failed tries at a destination."""
     messages = [record.getMessage() for record in caplog.records if record.name == "pleura.deliver"]
     return [
         message
@@ -365,6 +375,7 @@ def test_an_outage_refuses_nothing_and_drains_when_it_ends(
     assert all("cannot connect (Connection refused)" in trouble for trouble in troubles(caplog))
     assert node.counts() == {"owed": 20}
     assert all(row["failures"] == 0 for row in node.rows().values())
+
     scp = storescp(port)
     wait_until("all are stored", lambda: node.counts() == {"stored": 20})
     assert len(scp.received()) == 20
@@ -389,11 +400,11 @@ PresentationContexts = StorageOnly
     "classes",
     [
         ("SecondaryCaptureImageStorage", "SegmentationStorage"),
-        # It takes one of the two kinds that are owed.
+        # The archive takes one of the two kinds that are owed.
         ("SegmentationStorage", "RawDataStorage"),
     ],
 )
-def test_an_archive_that_rejects_what_proposes_no_storage_gets_all_after_an_outage(
+def test_an_archive_that_rejects_an_echo_gets_all_after_an_outage(
     node: Node,
     peer: Program,
     free_port: FreePort,
@@ -401,7 +412,9 @@ def test_an_archive_that_rejects_what_proposes_no_storage_gets_all_after_an_outa
     caplog: pytest.LogCaptureFixture,
     classes: tuple[str, str],
 ) -> None:
-    """DCMTK's dcmrecv rejects an association without an acceptable context, C-ECHO's too."""
+    """DCMTK's dcmrecv rejects an association without an acceptable storage context, so also a
+    probe by C-ECHO.
+    """
     port = free_port()
     node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 4)))
     node.start(pacs(port))
@@ -451,7 +464,7 @@ def test_an_archive_that_stores_under_its_own_rules_gets_all_after_an_outage(
     folder.mkdir()
     settings = tmp_path / "dcmqrscp.cfg"
     settings.write_text(QRSCP.format(port=port, folder=folder))
-    # A process for each association: with --single-process, 3.6.7 ends at the first release.
+    # Without --single-process, with which DCMTK 3.6.7 ends at the first release.
     command = [peer("dcmqrscp"), "-c", str(settings)]
     dcmqrscp = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -496,7 +509,7 @@ def test_an_archives_error_comment_is_logged_and_shown_bounded_and_escaped(
     assert "\x1b" not in caplog.text
 
 
-def test_rejected_associations_are_waited_out(
+def test_a_result_waits_while_its_archive_rejects_associations(
     node: Node,
     storescp: Callable[..., StoreSCP],
     free_port: FreePort,
@@ -509,6 +522,7 @@ def test_rejected_associations_are_waited_out(
     wait_until("it was tried three times", lambda: len(troubles(caplog)) >= 3)
     assert node.counts() == {"owed": 1}
     assert all("rejected with" in trouble for trouble in troubles(caplog))
+
     refusing.stop()
     storescp(port)
     wait_until("it is stored", lambda: node.counts() == {"stored": 1})
@@ -525,10 +539,10 @@ def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
     archive_scp, destination = archive(lambda uid: answers[uid].pop(0))
     node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 5)))
     node.start(destination)
-    wait_until("eight answers and more", lambda: node.rows()["2.25.4"]["failures"] > 8)
+    wait_until("more than eight answers have come", lambda: node.rows()["2.25.4"]["failures"] > 8)
     assert node.counts() == {"stored": 2, "refused": 1, "owed": 1}
 
-    # That the archive stores others shows that the object is at fault.
+    # The archive stores another object, so the fault lies in the object that it does not store.
     node.owe(segmentation("2.25.5"))
     wait_until("each has its consequence", lambda: node.counts() == {"stored": 3, "refused": 2})
     rows = node.rows()
@@ -542,12 +556,12 @@ def test_each_answer_has_its_consequence(node: Node, archive: Any) -> None:
     assert archive_scp.stored == ["2.25.3", "2.25.5"]
 
 
-def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any) -> None:
-    patience = [4]
+def test_an_object_that_makes_the_archive_abort_delays_no_other(node: Node, archive: Any) -> None:
+    aborts_left = [4]
 
     def answer(uid: str) -> int | None:
-        if uid == "2.25.1" and patience[0]:
-            patience[0] -= 1
+        if uid == "2.25.1" and aborts_left[0]:
+            aborts_left[0] -= 1
             return None
         return 0
 
@@ -559,7 +573,7 @@ def test_what_makes_the_archive_abort_holds_no_other_up(node: Node, archive: Any
     assert sorted(archive_scp.stored) == [f"2.25.{number}" for number in range(1, 7)]
 
 
-def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others(
+def test_an_unsendable_file_does_not_end_the_association_of_the_others(
     node: Node, archive: Any
 ) -> None:
     archive_scp, destination = archive(lambda _: 0)
@@ -574,13 +588,15 @@ def test_what_cannot_be_sent_is_refused_and_leaves_the_association_to_the_others
     node.spool.remove(names["2.25.1"])
     node.spool.path(names["2.25.3"]).write_bytes(b"garbage")
     node.start(destination)
+
     wait_until(
         "each has its consequence", lambda: node.counts() == {"stored": 2, "refused": 1, "owed": 1}
     )
     assert sorted(archive_scp.stored) == ["2.25.2", "2.25.4"]
     assert archive_scp.associations == 1
     rows = node.rows()
-    assert rows["2.25.1"]["state"] == "owed"  # it is made again
+    # The node makes the missing result again.
+    assert rows["2.25.1"]["state"] == "owed"
     assert "gone" in rows["2.25.1"]["why"]
     assert rows["2.25.3"]["state"] == "refused"
 
@@ -589,7 +605,7 @@ def n_is_dicom(node: Node, name: str) -> bool:
     return node.spool.read(name)[128:132] == b"DICM"
 
 
-def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
+def test_a_result_of_a_class_that_the_archive_does_not_accept_is_refused_with_the_reason(
     node: Node, free_port: FreePort
 ) -> None:
     port = free_port()
@@ -599,6 +615,7 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
         node.owe(segmentation("2.25.1"), overlay("2.25.2"))
         node.start(pacs(port))
         wait_until("both are answered", lambda: node.counts() == {"stored": 1, "refused": 1})
+
     rows = node.rows()
     assert rows["2.25.1"]["state"] == "refused"
     assert "no presentation context" in rows["2.25.1"]["why"]
@@ -607,7 +624,7 @@ def test_a_class_the_archive_does_not_take_is_refused_and_says_so(
 
 @contextlib.contextmanager
 def declining(result: ContextResult) -> Iterator[int]:
-    """The port of a peer that accepts associations, and declines each context so."""
+    """The port of a peer that accepts associations and declines each context with `result`."""
 
     def serve(server: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -621,7 +638,7 @@ def declining(result: ContextResult) -> Iterator[int]:
                     decisions = [Decision(each, result, syntax) for each in request.contexts]
                     user = UserInformation(16384, "1.2.3", "DECLINING")
                     connection.sendall(write_accept(request, decisions, {}, user))
-                    # Until it is released.
+                    # Wait for the release.
                     connection.recv(10)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -636,7 +653,7 @@ def declining(result: ContextResult) -> Iterator[int]:
 def test_an_archive_that_accepts_no_context_at_all_refuses_no_object(
     node: Node, archive: Any, caplog: pytest.LogCaptureFixture, result: ContextResult
 ) -> None:
-    """As while it starts, or is read-only: whatever reason it gives."""
+    """An archive may do so while it starts or is read-only. The result that it gives is ignored."""
     node.owe(*(segmentation(f"2.25.{number}") for number in range(1, 4)))
     with declining(result) as port:
         node.start(pacs(port))
@@ -651,7 +668,7 @@ def test_an_archive_that_accepts_no_context_at_all_refuses_no_object(
     wait_until("all are stored", lambda: node.counts() == {"stored": 3})
 
 
-def test_an_archive_that_never_answers_is_given_up_and_tried_again(
+def test_an_archive_that_never_answers_is_tried_again_after_the_time_out(
     node: Node, caplog: pytest.LogCaptureFixture
 ) -> None:
     node.owe(segmentation("2.25.1"))
@@ -666,7 +683,8 @@ def test_an_archive_that_stops_reading_does_not_hold_the_role(node: Node, archiv
     archive_scp, destination = archive(lambda _: 0)
     frozen = []
 
-    def freeze(event: Any) -> None:  # in the reader's thread: nothing more is read
+    def freeze(event: Any) -> None:
+        # It blocks the thread that reads, so the archive reads nothing more.
         if isinstance(event.pdu, P_DATA_TF) and not frozen:
             frozen.append(True)
             stuck.wait(DEADLINE_S)
@@ -681,7 +699,7 @@ def test_an_archive_that_stops_reading_does_not_hold_the_role(node: Node, archiv
     wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
-def test_a_corrected_destination_is_up_whatever_the_old_settings_still_wait_for(
+def test_a_corrected_destination_is_used_while_the_old_one_still_waits_for_an_answer(
     node: Node, archive: Any
 ) -> None:
     archive_scp, destination = archive(lambda _: 0)
@@ -694,25 +712,29 @@ def test_a_corrected_destination_is_up_whatever_the_old_settings_still_wait_for(
         assert node.deliverer is not None
         node.deliverer.check(Config(destinations=(destination,), ledger=node.url))()
         node.owe(segmentation("2.25.2"))
-        wait_until("the corrected one stores", lambda: node.counts() == {"owed": 1, "stored": 1})
-        # The association of the old settings fails only now.
+        wait_until(
+            "the corrected destination stores", lambda: node.counts() == {"owed": 1, "stored": 1}
+        )
+        # The association with the old settings fails only now.
         connection.close()
 
-    wait_until("what it had in hand is stored", lambda: node.counts() == {"stored": 2})
+    wait_until("its object is stored too", lambda: node.counts() == {"stored": 2})
     assert sorted(archive_scp.stored) == ["2.25.1", "2.25.2"]
     node.deliverer.stop()
     assert node.ledger.inspect.destinations().get("pacs", {}).get("down_since") is None
 
 
-def test_a_folder_gets_whole_files_and_is_waited_for(
+def test_a_folder_gets_whole_files_once_it_can_be_made(
     node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     outbox = tmp_path / "mounted" / "outbox"
-    outbox.parent.write_bytes(b"")  # a file where a folder should be
+    # A file is in the place of the parent folder.
+    outbox.parent.write_bytes(b"")
     node.owe(segmentation("2.25.10"), overlay("2.25.11"), to="outbox")
     node.start(FolderDestination(name="outbox", folder=outbox))
     wait_until("it was tried three times", lambda: len(troubles(caplog, "outbox")) >= 3)
     assert node.counts() == {"owed": 2}
+
     outbox.parent.unlink()
     wait_until("both are stored", lambda: node.counts() == {"stored": 2})
     assert {path.name: path.read_bytes() for path in outbox.glob("*.dcm")} == {
@@ -721,10 +743,13 @@ def test_a_folder_gets_whole_files_and_is_waited_for(
     assert all(path.stat().st_mode & 0o077 == 0 for path in (outbox, *outbox.iterdir()))
 
 
-def test_a_share_that_is_mounted_again_during_a_write_gets_the_file(
+def test_a_write_that_went_below_a_mount_point_does_not_count(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    share, away, under = (tmp_path / name for name in ("share", "away", "under"))
+    share = tmp_path / "share"
+    away = tmp_path / "away"
+    under = tmp_path / "under"
+
     destination = Folder.open(share, node.ledger)
     outgoing = Outgoing(tmp_path / "object.dcm", SEG, "2.25.1", ImplicitVRLittleEndian)
     outgoing.path.write_bytes(b"x")
@@ -742,7 +767,7 @@ def test_a_share_that_is_mounted_again_during_a_write_gets_the_file(
         destination.store(outgoing)
 
 
-def test_a_file_that_is_away_while_it_is_sent_is_sent_later(
+def test_a_file_that_cannot_be_read_while_it_is_sent_is_sent_later(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = node.spool.folder.with_name("away")
@@ -762,8 +787,8 @@ def test_a_file_that_is_away_while_it_is_sent_is_sent_later(
     wait_until("it is stored", lambda: node.counts() == {"stored": 1})
 
 
-@pytest.mark.parametrize("mounted", ["the folder", "what it lies in"])
-def test_a_share_that_is_not_mounted_is_waited_for(
+@pytest.mark.parametrize("mounted", ["the folder", "its parent"])
+def test_results_wait_while_their_share_is_not_mounted(
     node: Node, tmp_path: Path, caplog: pytest.LogCaptureFixture, mounted: str
 ) -> None:
     share = tmp_path / "share"
@@ -771,7 +796,9 @@ def test_a_share_that_is_not_mounted_is_waited_for(
     node.owe(segmentation("2.25.1"), to="outbox")
     node.start(FolderDestination(name="outbox", folder=outbox))
     wait_until("the first is stored", lambda: node.counts() == {"stored": 1})
-    (outbox / "2.25.1.dcm").unlink()  # whoever it is for has picked it up
+
+    # As the program that picks results up does
+    (outbox / "2.25.1.dcm").unlink()
     share.rename(tmp_path / "away")
     share.mkdir()
     node.owe(segmentation("2.25.2"), to="outbox")
@@ -779,6 +806,7 @@ def test_a_share_that_is_not_mounted_is_waited_for(
     assert node.counts() == {"stored": 1, "owed": 1}
     assert "is it mounted?" in node.rows()["2.25.2"]["why"]
     assert list(share.iterdir()) == []
+
     share.rmdir()
     (tmp_path / "away").rename(share)
     wait_until("the second is stored", lambda: node.counts() == {"stored": 2})
@@ -805,7 +833,8 @@ def test_stopping_finishes_the_object_in_flight_and_gives_the_rest_back(
     node: Node, archive: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    entered, go = threading.Event(), threading.Event()
+    entered = threading.Event()
+    go = threading.Event()
 
     def slow(_: str) -> int:
         entered.set()
@@ -814,6 +843,7 @@ def test_stopping_finishes_the_object_in_flight_and_gives_the_rest_back(
 
     archive_scp, destination = archive(slow)
     node.owe(*(segmentation(f"2.25.{number}") for number in range(3)))
+
     node.start(destination)
     assert entered.wait(DEADLINE_S)
     assert node.deliverer is not None
@@ -824,30 +854,31 @@ def test_stopping_finishes_the_object_in_flight_and_gives_the_rest_back(
     assert not stopping.is_alive()
     assert len(archive_scp.stored) == 1
     assert node.counts() == {"stored": 1, "owed": 2}
-    assert (
-        len(node.ledger.claim_deliveries("pacs", "another", 10)) == 2
-    )  # at once: no lease is left to run out
+    # The leases are released, so another process can claim at once.
+    assert len(node.ledger.claim_deliveries("pacs", "another", 10)) == 2
     assert "Geheim" not in caplog.text
 
 
-def test_send_tells_of_each_file_what_was_answered(
+def test_send_reports_the_answer_for_each_file(
     storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path, tmp_path: Path
 ) -> None:
     scp = storescp(free_port(), "+xa")
     address = ("127.0.0.1", scp.port)
     (echo,) = send([], address, "ARCHIVE")
+
     assert echo.ok
     assert str(echo) == "C-ECHO: 0x0000"
     garbage = tmp_path / "garbage"
     garbage.write_bytes(b"no DICOM at all")
-    bare = data / "node" / "CR-MONO1-10-chest.dcm"  # no file meta information
+    # This file has no file meta information.
+    bare = data / "node" / "CR-MONO1-10-chest.dcm"
     files = [bare, garbage, tmp_path / "absent", *sorted((data / "node").glob("RG*.dcm"))]
-    sent = {one.file: one for one in send(files, address, "ARCHIVE")}
+
+    sent = {answer.file: answer for answer in send(files, address, "ARCHIVE")}
     assert set(sent) == set(files)
-    assert sorted(path.name for path, one in sent.items() if path and not one.ok) == [
-        "absent",
-        "garbage",
-    ]
+    failed = sorted(path.name for path, answer in sent.items() if path and not answer.ok)
+    assert failed == ["absent", "garbage"]
+
     received = scp.received()
     for path in files[3:]:
         source = dcmread(path)
@@ -862,7 +893,7 @@ def test_send_tells_of_each_file_what_was_answered(
     )
 
 
-def test_send_says_why_it_could_not(
+def test_send_says_why_it_failed(
     storescp: Callable[..., StoreSCP], free_port: FreePort, data: Path
 ) -> None:
     file = data / "node" / "RG2_UNC.dcm"

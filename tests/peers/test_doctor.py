@@ -1,4 +1,4 @@
-"""`pleura doctor`: what an administrator is told before and after things go wrong."""
+"""`pleura doctor`: its findings about a healthy node, and about each kind of fault."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tools.peers.harness import Node, Orthanc
 
 
 def doctor(node: Node) -> tuple[int, dict[str, str]]:
-    """Exit status, and what was said of each thing."""
+    """The exit status, and the finding for each subject."""
     answer = pleura("doctor", "-c", node.path)
     said = {}
     for line in answer.stdout.splitlines():
@@ -32,7 +32,7 @@ def doctor(node: Node) -> tuple[int, dict[str, str]]:
     return answer.returncode, said
 
 
-def test_a_node_that_runs_and_its_archive_are_well(
+def test_a_running_node_and_its_archive_are_ok(
     peer: Callable[[str], str], tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     with Orthanc(peer("Orthanc"), tmp_path / "orthanc", (free_port(), free_port())) as archive:
@@ -41,7 +41,7 @@ def test_a_node_that_runs_and_its_archive_are_well(
         places = [archive.destination(commitment=True), {"name": "outbox", "folder": str(outbox)}]
         with Node(tmp_path / "node", free_port(), destinations=places) as node:
             status, said = doctor(node)
-    # Tests may run as root, whom doctor warns.
+    # Tests may run as root, and doctor warns about that.
     said.pop("user", "")
     assert all(text.startswith("ok") for text in said.values()), said
     assert status == 0
@@ -49,19 +49,20 @@ def test_a_node_that_runs_and_its_archive_are_well(
     assert "pleura-default" in said["model"]
 
 
-def test_each_trouble_is_named_and_nothing_is_made(
+def test_each_trouble_is_named_and_no_file_is_created(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     entity = AE("ARCHIVE")
     for sop_class in (Verification, SecondaryCaptureImageStorage):
         entity.add_supported_context(sop_class)
     entity.require_called_aet = True
-    port, nobody = free_port(), free_port()
+    port = free_port()
+    unused = free_port()
     here = {"host": "127.0.0.1", "port": port}
     places = [
         {"name": "half", "ae_title": "ARCHIVE", **here},
         {"name": "wrong-name", "ae_title": "OTHER", **here},
-        {"name": "away", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": nobody},
+        {"name": "away", "ae_title": "ARCHIVE", "host": "127.0.0.1", "port": unused},
         {"name": "unmounted", "folder": str(tmp_path / "nowhere")},
     ]
     node = Node(
@@ -70,6 +71,7 @@ def test_each_trouble_is_named_and_nothing_is_made(
     node.write_settings()
     with serving(entity, port):
         status, said = doctor(node)
+
     assert status == 1
     assert not any(text.startswith("ok") for text in said.values()), said
     assert "does not accept SEG" in said["destination half"]
@@ -84,23 +86,23 @@ def test_each_trouble_is_named_and_nothing_is_made(
 
 
 def test_archives_are_asked_at_the_same_time(tmp_path: Path) -> None:
-    """An archive that is away must not keep doctor from asking the next."""
-    # Each answers once both have been asked.
+    """One archive that does not answer must not delay the check of the next."""
+    # Each archive answers after both have been asked.
     asked = threading.Barrier(2)
-    with answering_at(asked) as one, answering_at(asked) as other:
+    with answering_at(asked) as first, answering_at(asked) as second:
         archives = [
             DicomDestination(
                 name=f"pacs{port}", ae_title="PACS", host="127.0.0.1", port=port, results=("SC",)
             )
-            for port in (one, other)
+            for port in (first, second)
         ]
-        said_of(f"destination pacs{one}", tmp_path, 1, destinations=archives)
+        said_of(f"destination pacs{first}", tmp_path, 1, destinations=archives)
     assert not asked.broken
 
 
 @contextmanager
 def answering_at(barrier: threading.Barrier) -> Iterator[int]:
-    """A port that closes its first connection once the barrier is full, or after a while."""
+    """A port that closes its first connection when the barrier is full, or after 20 s."""
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(30.0)
 
@@ -127,7 +129,7 @@ def test_an_analyse_role_that_runs_here_answers_for_its_model(tmp_path: Path) ->
     facts = {"digest": "d", "device": "cpu"}
     ledger.beat("analyse", f"{this_machine()}:{2**22 + 1}", facts)
     ledger.beat("analyse", "elsewhere/0/0:1", facts)
-    assert analysing_device(config, "d") == "", "dead, and of another machine"
+    assert analysing_device(config, "d") == "", "one role is dead, the other on another machine"
 
     ledger.beat("analyse", owner_name(), facts)
     ledger.close()
@@ -141,7 +143,7 @@ KINDS = {"SC": (SC, "1.2.840.10008.1.2.4.50")}
 
 
 def said_of(subject: str, folder: Path, port: int, **places: Any) -> str:
-    """The finding about one subject, of a node at `port`."""
+    """Doctor's finding about one subject, for a node at `port`."""
     config = Config(
         host="127.0.0.1",
         port=port,
@@ -156,9 +158,7 @@ def said_of(subject: str, folder: Path, port: int, **places: Any) -> str:
 
 @contextmanager
 def speaking(answer: bytes) -> Iterator[int]:
-    """A port at which every connection gets these bytes once it has said something; then it is
-    closed.
-    """
+    """A port that answers the first bytes of every connection with `answer`, then closes it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -181,7 +181,7 @@ def speaking(answer: bytes) -> Iterator[int]:
         thread.join()
 
 
-STRANGERS = [
+OTHER_SERVERS = [
     (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP server answers so"),
     (b"<!DOCTYPE HTML>\n<html>", "an HTTP server answers so"),
     (b"\x15\x03\x03\x00\x02\x02\x46", "a TLS server answers so"),
@@ -191,7 +191,7 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "advice"), STRANGERS)
+@pytest.mark.parametrize(("answer", "advice"), OTHER_SERVERS)
 def test_an_archives_port_that_speaks_something_else_is_recognised(
     tmp_path: Path, free_port: Callable[[], int], answer: bytes, advice: str
 ) -> None:
@@ -204,7 +204,7 @@ def test_an_archives_port_that_speaks_something_else_is_recognised(
     assert advice in said
 
 
-@pytest.mark.parametrize(("answer", "advice"), STRANGERS)
+@pytest.mark.parametrize(("answer", "advice"), OTHER_SERVERS)
 def test_the_nodes_port_held_by_another_program_is_recognised(
     tmp_path: Path, answer: bytes, advice: str
 ) -> None:
@@ -233,10 +233,10 @@ def test_the_nodes_port_held_by_another_dicom_node_is_recognised(
     assert "another program holds the port" in said
 
 
-def test_an_archive_without_verification_is_well(
+def test_an_archive_without_verification_is_ok(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
-    """It is asked what a delivery asks: the kinds of result, in their own transfer syntax or
+    """Doctor proposes what a delivery proposes: each kind of result in its own transfer syntax and
     uncompressed.
     """
     port = free_port()

@@ -1,6 +1,6 @@
-"""Reload under load: the three roles in one process, images flowing, settings changing all the time.
+"""`pleura reload` under load: three roles in one process receive images while their settings change.
 
-PLEURA_RELOADS=200 makes the long form.
+PLEURA_RELOADS sets the number of changes; 200 makes a long run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class House:
     """A node whose roles are threads; `change(n)` gives it the n-th settings."""
 
     def __init__(self, folder: Path, port: int, model: Path) -> None:
-        self.folder, self.port = folder, port
+        self.folder = folder
+        self.port = port
         self.file = folder / "pleura.yaml"
         self._fixed: dict[str, Any] = {
             "host": "127.0.0.1",
@@ -66,7 +67,7 @@ class House:
         self.file.write_text(text)
 
     def running(self) -> ExitStack:
-        """The roles, until the stack is closed."""
+        """Start the roles; they run until the stack is closed."""
         stack = ExitStack()
         stop = threading.Event()
         work = threading.Thread(target=self.worker.run, args=(stop,))
@@ -95,7 +96,9 @@ class House:
         live.serve(check)
 
     def change(self, number: int) -> Outcome | ConfigError:
-        """Peers and limits change each time, destinations each second; each fourth is wrong."""
+        """Peers and limits change each time, destinations every second time. Every fourth change is
+        invalid or needs a restart.
+        """
         changed: dict[str, Any] = {
             "peers": [
                 {"ae_title": name, "host": "127.0.0.1"} for name in ("LONG", "SHORT", f"P{number}")
@@ -120,7 +123,7 @@ class House:
 
 
 class Modality:
-    """One association that stays open all the time, and short ones beside it."""
+    """Sends images over one association that stays open, and over short associations beside it."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -169,7 +172,7 @@ class Modality:
         self.sent.append(uid)
         if status != 0:
             self.troubles.append(f"{uid}: {status}")
-        # As fast as a busy department, not as fast as the disk.
+        # The rate of a busy department, not of the disk.
         self._stop.wait(0.25)
 
     def _images(self, name: str) -> Iterator[Path]:
@@ -215,7 +218,9 @@ def test_settings_change_under_load_and_nothing_is_lost(
         assert line.endswith("in every role")
 
         files = house.folder / "outbox"
-        wait_until("all is sent", lambda: len([*files.glob("*.dcm")]) == len(modality.sent))
+        wait_until(
+            "all results are sent", lambda: len([*files.glob("*.dcm")]) == len(modality.sent)
+        )
         assert _sources(files) == set(modality.sent)
 
 
@@ -228,6 +233,6 @@ def _waiting(house: House) -> int:
 
 
 def _sources(folder: Path) -> set[str]:
-    """The images that the results in a folder are of."""
+    """The UIDs of the source images of the results in a folder."""
     results = [dcmread(path, stop_before_pixels=True) for path in folder.glob("*.dcm")]
     return {str(each.SourceImageSequence[0].ReferencedSOPInstanceUID) for each in results}

@@ -24,7 +24,7 @@ PEERS = [{"ae_title": "XRAY1", "host": "127.0.0.1"}]
 
 
 def sent(peer: Callable[[str], str], node: Node, files: list[Path]) -> None:
-    """Send as a modality does, each file in the transfer syntax it has."""
+    """Send as a modality does, each file in its own transfer syntax."""
     for option, wanted in (("-xy", True), ("-xt", False)):
         part = [path for path in files if (transfer_syntax(path) == JPEGBaseline8Bit) == wanted]
         if part:
@@ -68,10 +68,13 @@ def test_xrays_in_results_out_once(
             "not_analysed": 0,
             "failed": 0,
         }
+
         held = orthanc.instances()
         positives = len(held) - 12
-        assert 0 < positives < 12  # else this shows nothing about either kind
+        # Both kinds of answer must occur.
+        assert 0 < positives < 12
         assert results(orthanc) == {"OT": 12, "SEG": positives}
+
         for modality, expected in (("OT", 12), ("SEG", positives)):
             told_of = set()
             for tags in held.values():
@@ -92,8 +95,8 @@ def test_xrays_in_results_out_once(
             objects.append(path)
         assert dicom_errors(peer("dciodvfy"), objects) == []
 
-        # The same images again: nothing new. The results themselves: accepted, recorded, and
-        # nothing leaves.
+        # The same images again make nothing new. Our own results are accepted and recorded, and
+        # nothing is sent.
         sent(peer, node, files)
         sent(peer, node, objects)
         counts = node.wait_done(12 + len(objects))
@@ -120,7 +123,7 @@ def test_kills_lose_nothing_and_double_nothing(
     tmp_path: Path,
     free_port: Callable[[], int],
 ) -> None:
-    """kill -9 of each role in turn and of serve itself while 30 images flow."""
+    """SIGKILL for each role in turn and for serve itself, while 30 images flow."""
     node = Node(
         tmp_path / "node",
         free_port(),
@@ -132,13 +135,15 @@ def test_kills_lose_nothing_and_double_nothing(
     acknowledged: list[Path] = []
 
     def modality() -> None:
-        for path in xrays[:30]:  # one association each; what was not acknowledged is sent again
+        # One association for each image; an image that was not acknowledged is sent again.
+        for path in xrays[:30]:
             option = "-xy" if transfer_syntax(path) == JPEGBaseline8Bit else "-xt"
             while storescu(peer("storescu"), node, [path], option).returncode:
                 time.sleep(0.2)
             acknowledged.append(path)
 
     sender = threading.Thread(target=modality)
+
     sender.start()
     for number, role in enumerate(("receive", "analyse", "deliver"), start=1):
         wait_until("images flow", lambda wanted=6 * number: len(acknowledged) >= wanted)
@@ -146,16 +151,20 @@ def test_kills_lose_nothing_and_double_nothing(
             wait_until(f"a {role} process", lambda role=role: node.role_pid(role)), signal.SIGKILL
         )
     wait_until("images flow", lambda: len(acknowledged) >= 24)
+
     roles = [
         Path(f"/proc/{pid}") for pid in map(node.role_pid, ("receive", "analyse", "deliver")) if pid
     ]
     node.stop(signal.SIGKILL)
     wait_until("the roles die with serve", lambda: not any(role.exists() for role in roles))
+
     node.start()
     sender.join()
+
     counts = node.wait_done(30)
     assert counts["instances"] == {"received": 0, "analysed": 30, "not_analysed": 0, "failed": 0}
     assert counts["deliveries"]["refused"] == 0
+
     found = results(orthanc)
     assert found["OT"] == 30
     assert found["SEG"] == counts["deliveries"]["stored"] - 30
@@ -196,7 +205,7 @@ def test_an_archive_that_is_down_gets_everything_when_it_is_back(
 
 
 @pytest.mark.parametrize("role", ["receive", "analyse", "deliver"])
-def test_sigterm_ends_a_role_alone_cleanly(
+def test_sigterm_ends_a_role_cleanly_without_serve(
     role: str, quick: str, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     node = Node(tmp_path / "node", free_port(), model=quick)
@@ -208,6 +217,7 @@ def test_sigterm_ends_a_role_alone_cleanly(
         text=True,
     )
     assert process.stdout is not None
+
     assert process.stdout.readline() == "READY\n"
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
@@ -224,8 +234,8 @@ def test_no_patients_string_reaches_a_log(
     tmp_path: Path,
     free_port: Callable[[], int],
 ) -> None:
-    """A good image, one with a broken header, a truncated one, and bytes that are no DICOM: each
-    text is a secret.
+    """The node gets a good image, one with a broken header, a truncated one, and bytes that are not
+    DICOM. Each text in them is a secret.
     """
     files = []
     for number, cut in enumerate((None, None, 40_000)):
@@ -241,7 +251,8 @@ def test_no_patients_string_reaches_a_log(
                 "InstitutionName",
             ):
                 setattr(dataset, keyword, HOSTILE)
-            if number == 1:  # values that break their VR's rules: what parsers like to quote
+            # Values that violate their VR: parsers quote such values in their errors.
+            if number == 1:
                 for keyword in (
                     "BodyPartExamined",
                     "PatientSex",
@@ -252,9 +263,11 @@ def test_no_patients_string_reaches_a_log(
                     setattr(dataset, keyword, HOSTILE)
             path = tmp_path / f"{number}.dcm"
             dataset.save_as(path)
+
         if cut:
             path.write_bytes(path.read_bytes()[:cut])
         files.append(path)
+
     inbox = tmp_path / "inbox"
     with Node(
         tmp_path / "node", free_port(), model=quick, inbox=str(inbox), destinations=[]
@@ -265,7 +278,9 @@ def test_no_patients_string_reaches_a_log(
         (inbox / f"{HOSTILE[:12]}.dcm").write_bytes(HOSTILE.encode() * 100)
         counts = node.wait_done(4)
         assert node.stop() == 0
-    assert counts["instances"]["failed"] == 1  # what is no DICOM
+    # The file that is not DICOM
+    assert counts["instances"]["failed"] == 1
+
     assert counts["instances"]["received"] == 0
     log = node.log.read_text()
     assert "1.2.3.0" in log
@@ -281,7 +296,9 @@ def test_a_full_disk_is_answered_and_survived(
     free_port: Callable[[], int],
     small_disk: Path,
 ) -> None:
-    """0xA700 while there is no room; everything acknowledged arrives; room again: all goes on."""
+    """The node answers 0xA700 while the disk is full, and stores again when there is room. Every
+    acknowledged image arrives.
+    """
     outbox = tmp_path / "outbox"
     node = Node(
         tmp_path / "node",
@@ -298,7 +315,9 @@ def test_a_full_disk_is_answered_and_survived(
         option = "-xy"
         jpegs = [path for path in xrays if transfer_syntax(path) == JPEGBaseline8Bit][:2]
         refused = storescu(peer("storescu"), node, jpegs[:1], option, "-v")
-        assert "OutOfResources" in refused.stdout + refused.stderr  # DCMTK's word for 0xA7xx
+        # DCMTK's name for 0xA7xx
+        assert "OutOfResources" in refused.stdout + refused.stderr
+
         ballast.unlink()
         assert storescu(peer("storescu"), node, jpegs, option).returncode == 0
         node.wait_done(2)

@@ -1,4 +1,6 @@
-"""The viewers that results must show in: OHIF and Orthanc's own web viewer, both over one Orthanc."""
+"""The viewers that must show our results: OHIF and Orthanc's own web viewer, both over one
+Orthanc.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from tools.peers.harness import Orthanc
 from tools.peers.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# Where screenshots go, the artefacts of the tests.
+# The folder for screenshots.
 ARTEFACTS = Path(os.environ.get("PLEURA_ARTEFACTS") or REPOSITORY / "build" / "viewers")
 PLUGINS = Path("/usr/share/orthanc/plugins")
 MEDIA_TYPES = {
@@ -29,7 +31,7 @@ MEDIA_TYPES = {
     ".wasm": "application/wasm", ".svg": "image/svg+xml", ".png": "image/png", ".woff2": "font/woff2",
     ".ico": "image/x-icon",
 }  # fmt: skip
-# What a site writes into OHIF's app-config.js for an Orthanc.
+# OHIF's app-config.js as a site writes it for an Orthanc.
 CONFIGURATION = {
     "routerBasename": "/",
     "extensions": [],
@@ -37,7 +39,7 @@ CONFIGURATION = {
     "showStudyList": True,
     "showLoadingIndicator": False,
     "showCPUFallbackMessage": False,
-    # No greeting before the picture.
+    # No dialog in front of the picture.
     "investigationalUseDialog": {"option": "never"},
     "customizationService": [{"ohif.tours": {"$set": []}}],
     "defaultDataSourceName": "orthanc",
@@ -66,14 +68,14 @@ CONFIGURATION = {
 
 
 def ohif_folder() -> Path:
-    """Where OHIF's built pages lie: PLEURA_OHIF, default .cache/ohif in the checkout."""
+    """The folder of OHIF's built pages, below PLEURA_OHIF (default .cache/ohif in the checkout)."""
     return (
         Path(os.environ.get("PLEURA_OHIF") or REPOSITORY / ".cache" / "ohif") / "package" / "dist"
     )
 
 
-# JavaScript: which image the viewport shows, and where in the page its first pixel and its
-# hundredth (100, 100) lie.
+# JavaScript that returns which image the viewport shows, and where in the page the image's pixels
+# (0, 0) and (100, 100) lie.
 IN_OHIF = """(() => {
     const viewport = window.services?.cornerstoneViewportService?.getCornerstoneViewport(
         services.viewportGridService.getActiveViewportId());
@@ -95,26 +97,29 @@ IN_WEB_VIEWER = """(() => {
             scale_x: (hundredth.x - first.x) / 100, scale_y: (hundredth.y - first.y) / 100,
             box: [box.left, box.top, box.right, box.bottom]};
 })()"""
-# Largest minus smallest of red, green and blue; the viewers' own words over the picture have less.
+# Largest minus smallest of red, green and blue. The viewers' own text over the picture has less.
 COLOURED = 60
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A screenshot, and where in it the viewer says that the image lies."""
+    """A screenshot, and the image's place in it as the viewer reports it."""
 
-    page: NDArray[np.uint8]  # (rows, columns, 3)
-    image: str  # the viewer's name of the image
+    # (rows, columns, 3)
+    page: NDArray[np.uint8]
+    # The viewer's name for the image
+    image: str
     left: float
     top: float
     scale_x: float
     scale_y: float
-    box: tuple[float, float, float, float]  # the viewport: left, top, right, bottom
+    # The viewport: left, top, right, bottom
+    box: tuple[float, float, float, float]
 
     def at(
         self, rows: NDArray[np.int_], columns: NDArray[np.int_], blur_px: float = 0.0
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """The page's colours (n, 3) at image pixels, and which of these the viewport shows at all."""
+        """The page's colours (n, 3) at image pixels, and which of these lie inside the viewport."""
         x = np.round(self.left + columns * self.scale_x).astype(int)
         y = np.round(self.top + rows * self.scale_y).astype(int)
         left, top, right, bottom = self.box
@@ -126,7 +131,7 @@ class Shown:
         return page[y.clip(0, height - 1), x.clip(0, width - 1)], visible
 
     def coloured(self) -> NDArray[np.bool_]:
-        """(rows, columns): which of the page's pixels are no grey."""
+        """(rows, columns): which of the page's pixels are coloured, not grey."""
         page = self.page.astype(np.int16)
         return np.asarray(page.max(axis=2) - page.min(axis=2) > COLOURED)
 
@@ -138,8 +143,8 @@ def look(
     complaint: Callable[[Shown], str | None],
     viewer: str = IN_OHIF,
 ) -> Shown:
-    """Until the viewer shows the image whose name holds `where`, and `complaint` has none. The last
-    look is kept.
+    """Wait until the viewer shows the image whose name contains `where` and `complaint` returns
+    None. Writes the last screenshot to `picture`.
     """
     said: list[str | None] = [None]
 
@@ -147,7 +152,8 @@ def look(
         try:
             place = browser.value(viewer)
             page = browser.screenshot(picture)
-        except AssertionError as error:  # the page is on its way, or the viewer is half made
+        except AssertionError as error:
+            # The page or the viewer is still loading.
             said[0] = str(error)
             return None
         if place is None or where not in place["image"]:
@@ -178,7 +184,7 @@ class Archive(Orthanc):
         self._path.write_text(json.dumps(configuration))
 
     def store(self, data: bytes) -> str:
-        """Put one file in. Returns Orthanc's own name of its series."""
+        """Store one file. Returns Orthanc's own name for its series."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http_port}/instances", data, method="POST"
         )
@@ -188,16 +194,18 @@ class Archive(Orthanc):
 
 
 class Ohif(ThreadingHTTPServer):
-    """OHIF and the archive's DICOMweb behind one address, as the viewer's browser security wants
-    it.
+    """OHIF and the archive's DICOMweb behind one address, as the browser's same-origin policy
+    requires.
     """
 
     daemon_threads = True
 
     def __init__(self, pages: Path, archive: Orthanc, port: int) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
-        self.pages, self.archive_port = pages, archive.http_port
-        self.refused: list[str] = []  # what the archive answered with an error
+        self.pages = pages
+        self.archive_port = archive.http_port
+        # Requests that the archive answered with an error
+        self.refused: list[str] = []
 
     @property
     def url(self) -> str:
@@ -229,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
             if not file.is_relative_to(self.server.pages.resolve()) or not file.is_file():
                 if file.suffix:
                     return self._answer(404, "text/plain", b"")
-                file = self.server.pages / "index.html"  # a route of the application
+                # A route of the application
+                file = self.server.pages / "index.html"
             self._answer(
                 200, MEDIA_TYPES.get(file.suffix, "application/octet-stream"), file.read_bytes()
             )
@@ -241,7 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length) if length else None
         connection = http.client.HTTPConnection("127.0.0.1", self.server.archive_port, timeout=120)
-        # The Host stays this server's: Orthanc writes it into the addresses of bulk data.
+
+        # Keep this server's Host header: Orthanc writes it into the addresses of bulk data.
         headers = {
             name: self.headers[name]
             for name in ("Accept", "Content-Type", "Host")
@@ -251,6 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         answer = connection.getresponse()
         data = answer.read()
         connection.close()
+
         if answer.status >= 400:
             self.server.refused.append(f"{answer.status} {self.command} {self.path}")
         self._answer(
@@ -261,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", media_type)
         self.send_header("Content-Length", str(len(data)))
-        # SharedArrayBuffer, which OHIF's workers use, wants an isolated page.
+        # OHIF's workers use SharedArrayBuffer, which needs a cross-origin isolated page.
         self.send_header("Cross-Origin-Opener-Policy", "same-origin")
         self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
         self.end_headers()
