@@ -1,5 +1,5 @@
-"""Faults to survive: roles are killed, disks are full, the archive misbehaves; then everything is
-counted.
+"""Faults that a node must survive: killed roles, full disks, a misbehaving archive. After each round
+every image and result is accounted for.
 
-`python -m tests.chaos` is the long form (`make chaos`), test_chaos.py the short one.
+`python -m tests.chaos` (`make chaos`) is the long run, test_chaos.py the short run.
 """

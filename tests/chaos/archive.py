@@ -1,12 +1,13 @@
-"""An archive in a separate process, quick and honest by default, and bad in each known way on
-command.
+"""An archive in a separate process. By default it works well; on command it misbehaves in one of the
+known ways.
 
-It keeps a record that outlives it: a line for each object it has answered 0x0000, written before
-the answer. The folder holds
+Its record outlives the process: before it answers 0x0000 it writes a line about the object. Its
+folder holds
 
     mode           one of MODES, read at each request
     record         a JSON line for each answered object: uid, digest of the data set, kept or forgotten
-    objects/UID    the data set of what it kept, as it came over the wire; the first of a UID stays, as in an archive
+    objects/UID    the data set of each kept object as it came over the wire; as in real archives,
+                   the first object of a UID stays
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ from pynetdicom.events import Event
 from tests.chaos.secure import Secure
 
 AE_TITLE = "ARCHIVE"
-COMMITMENT, COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1", "1.2.840.10008.1.20.1.1"  # PS3.4 J.3
+# PS3.4 J.3
+COMMITMENT = "1.2.840.10008.1.20.1"
+COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"
 MODES = ("well", "slow", "rejects", "aborts", "full", "forgets")
 _SYNTAXES = [JPEGBaseline8Bit, ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-_NO_SUCH_INSTANCE = 0x0112  # PS3.3 C.14.1.1
+# PS3.3 C.14.1.1
+_NO_SUCH_INSTANCE = 0x0112
 _PR_SET_PDEATHSIG = 1
 
 
@@ -62,7 +66,7 @@ class Answered:
 
 
 class Archive:
-    """The test's side: starts, stops and instructs it, and reads its record."""
+    """The test's side: starts, stops and instructs the archive, and reads its record."""
 
     def __init__(
         self,
@@ -74,8 +78,10 @@ class Archive:
         secure: Secure | None = None,
     ) -> None:
         (folder / "objects").mkdir(parents=True, exist_ok=True)
-        self.folder, self.port = folder, port
-        self._context, self._arguments = context, (folder, port, node_port, commits, secure)
+        self.folder = folder
+        self.port = port
+        self._context = context
+        self._arguments = (folder, port, node_port, commits, secure)
         self._commits = commits
         self._is_secure = secure is not None
         self._process: BaseProcess | None = None
@@ -92,26 +98,26 @@ class Archive:
         )
 
     def behave(self, mode: str) -> None:
-        """From the next request on."""
+        """Set the mode, from the next request on."""
         assert mode in MODES
         part = self.folder / ".mode"
         part.write_text(mode)
         part.rename(self.folder / "mode")
 
     def start(self) -> None:
-        """Returns at once; it listens soon."""
+        """Start the process. Returns at once; the archive listens a moment later."""
         self._process = self._context.Process(target=run, args=self._arguments)
         self._process.start()
 
     def kill(self) -> None:
-        """It is down: kill -9."""
+        """End the process with SIGKILL; from then on the archive is down."""
         if self._process is not None:
             self._process.kill()
             self._process.join()
             self._process = None
 
     def answered(self) -> list[Answered]:
-        """All that was ever answered 0x0000, in order."""
+        """Every C-STORE that was ever answered 0x0000, in order."""
         with contextlib.suppress(FileNotFoundError):
             return [
                 Answered(**json.loads(line))
@@ -120,7 +126,7 @@ class Archive:
         return []
 
     def held(self) -> dict[str, str]:
-        """UID -> digest of what it holds, from its files."""
+        """UID -> digest of each object in the archive's files."""
         return {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in (self.folder / "objects").iterdir()
@@ -140,7 +146,8 @@ def run(
 
 class _Server:
     def __init__(self, folder: Path, node_port: int, secure: Secure | None) -> None:
-        self._folder, self._node_port = folder, node_port
+        self._folder = folder
+        self._node_port = node_port
         self._secure = secure
         self._record = os.open(folder / "record", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._parts: Counter[int] = Counter()
@@ -155,6 +162,7 @@ class _Server:
             entity.add_supported_context(
                 COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
             )
+
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._on_requested),
             (evt.EVT_PDU_RECV, self._on_pdu),
@@ -164,9 +172,8 @@ class _Server:
         ]
         entity.add_supported_context("1.2.840.10008.1.1")
         while True:
-            with contextlib.suppress(
-                OSError
-            ):  # its killed predecessor's port may be held for a moment
+            # A killed predecessor may hold the port for a moment.
+            with contextlib.suppress(OSError):
                 entity.start_server(
                     ("127.0.0.1", port),
                     block=True,
@@ -184,7 +191,7 @@ class _Server:
             event.assoc.kill()
 
     def _on_pdu(self, event: Event) -> None:
-        """In the middle of an object: every fifth P-DATA of an association."""
+        """Abort in the middle of an object: at every fifth P-DATA of an association."""
         if type(event.pdu).__name__ != "P_DATA_TF" or self._mode() != "aborts":
             return
         self._parts[id(event.assoc)] += 1
@@ -198,12 +205,11 @@ class _Server:
         if mode == "slow":
             time.sleep(0.3)
         request = cast(C_STORE, event.request)
-        data, uid = (
-            cast(io.BytesIO, request.DataSet).getvalue(),
-            str(request.AffectedSOPInstanceUID),
-        )
+        data = cast(io.BytesIO, request.DataSet).getvalue()
+        uid = str(request.AffectedSOPInstanceUID)
         kept = not (mode == "forgets" and random.random() < 0.5)
         digest = hashlib.sha256(data).hexdigest()
+
         path = self._folder / "objects" / uid
         with self._lock:
             if kept and not path.exists():
@@ -215,9 +221,7 @@ class _Server:
         return 0x0000
 
     def _on_action(self, event: Event) -> tuple[int, None]:
-        """Storage commitment (PS3.4 J.3.2): accepted; the report comes on an association of our
-        own.
-        """
+        """Accept a storage commitment request (PS3.4 J.3.2); report on a separate association."""
         asked = event.action_information
         threading.Thread(target=self._report, args=(asked,), daemon=True).start()
         return 0x0000, None
@@ -226,24 +230,25 @@ class _Server:
         held: list[Dataset] = []
         failed: list[Dataset] = []
         for item in asked.ReferencedSOPSequence:
-            one = Dataset()
-            one.ReferencedSOPClassUID = item.ReferencedSOPClassUID
-            one.ReferencedSOPInstanceUID = item.ReferencedSOPInstanceUID
+            reference = Dataset()
+            reference.ReferencedSOPClassUID = item.ReferencedSOPClassUID
+            reference.ReferencedSOPInstanceUID = item.ReferencedSOPInstanceUID
             if (self._folder / "objects" / item.ReferencedSOPInstanceUID).exists():
-                held.append(one)
+                held.append(reference)
             else:
-                one.FailureReason = _NO_SUCH_INSTANCE
-                failed.append(one)
+                reference.FailureReason = _NO_SUCH_INSTANCE
+                failed.append(reference)
+
         report = Dataset()
         report.TransactionUID = asked.TransactionUID
         report.ReferencedSOPSequence = held
         if failed:
             report.FailedSOPSequence = failed
+
         entity = AE(AE_TITLE)
         entity.add_requested_context(COMMITMENT, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-        for _ in range(
-            20
-        ):  # the node may be dead at the moment; without an end it asks again itself
+        # The node may be dead at the moment. After 20 tries the node asks again by itself.
+        for _ in range(20):
             association = entity.associate(
                 "127.0.0.1",
                 self._node_port,

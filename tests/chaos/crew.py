@@ -1,4 +1,4 @@
-"""The roles of one node, each in a separate process that is started again as soon as it is dead."""
+"""The roles of one node, each in a separate process that is restarted as soon as it dies."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from tests.chaos.victim import Plan, forked
 
 ROLES = ("receive", "analyse", "analyse", "deliver")
 AT_RANDOM = "at a random time"
-_AT_RANDOM_SHARE = 0.2  # of the deaths
-_STARTING_SHARE = 0.2  # of these, the kills before READY
-_HURRY_S = 4.0  # an order that is not met by then gives way to a kill at that time
-_SETTLED_S = 0.5  # a role that has been ready for so long is at work
+# The share of kills that come at a random time.
+_AT_RANDOM_SHARE = 0.2
+# The share of these that come before READY.
+_STARTING_SHARE = 0.2
+# A process that has not reached its point by then is killed anyway.
+_HURRY_S = 4.0
+# A role that has been ready for this long counts as working.
+_SETTLED_S = 0.5
 
 
 def forkserver() -> ForkServerContext:
-    """The process that forks victims from a process that has loaded all they need."""
+    """A context that forks victims from a process that has already imported what they need."""
     root = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [root, *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -41,7 +45,7 @@ def forkserver() -> ForkServerContext:
 
 @dataclass
 class Kills:
-    """How many, by role and point."""
+    """How many kills are wanted, and how many have happened by role and point."""
 
     wanted: int = 0
     counted: Counter[str] = field(default_factory=Counter)
@@ -52,8 +56,8 @@ class Kills:
 
 
 class Orders:
-    """Which point a role dies at next: all of its points in turn, in an order drawn anew each time
-    round.
+    """Chooses the point at which a role dies next: each of its points once, in a random order, then
+    again in a new order.
     """
 
     def __init__(self, rng: random.Random) -> None:
@@ -62,7 +66,7 @@ class Orders:
         self._usable = [number for number, point in enumerate(POINTS) if not missing(point)]
 
     def draw(self, role: str) -> tuple[int, int]:
-        """A point's number and the pass to die on."""
+        """A point's number, and on which pass of the point to die."""
         bag = self._bags.setdefault(role, [])
         if not bag:
             bag += [number for number in self._usable if POINTS[number].role == role]
@@ -75,21 +79,22 @@ class Orders:
 class _Slot:
     role: str
     process: BaseProcess | None = None
-    ready_at: float | None = None  # monotonic, as kill_at
-    doomed: bool = False
-    kill_after_s: float = (
-        0.0  # what the doomed gets, from its start or from READY; an order may be quicker
-    )
+    # Monotonic times: of READY, and when the process is to be killed.
+    ready_at: float | None = None
     kill_at: float | None = None
-    drains: bool = False  # it was told to end
+    # True if the process is to be killed.
+    doomed: bool = False
+    # From READY until the kill. The process may reach its point earlier.
+    kill_after_s: float = 0.0
+    # True after SIGTERM.
+    drains: bool = False
 
 
 class Crew:
-    """Keeps the roles alive, and kills them until told to stop. What ends otherwise than by SIGKILL
-    is noted.
+    """Restarts the roles, and kills them as often as wanted.
 
-    `tolerated`: exit statuses that are no violation, where a role may end itself to be started
-    again.
+    `unexpected` lists the processes that ended otherwise than by SIGKILL. `tolerated`: exit
+    statuses with which a role may end itself, to be restarted.
     """
 
     def __init__(
@@ -102,18 +107,17 @@ class Crew:
         roles: Sequence[str] = ROLES,
         tolerated: Sequence[int] = (),
     ) -> None:
-        self._context, self._config, self._plan, self._kills, self._rng = (
-            context,
-            config,
-            plan,
-            kills,
-            rng,
-        )
+        self._context = context
+        self._config = config
+        self._plan = plan
+        self._kills = kills
+        self._rng = rng
         self._orders = Orders(rng)
         self._slots = [_Slot(role) for role in roles]
         self._tolerated = tolerated
         self.unexpected: list[str] = []
-        self.gave_up = 0  # ended with a tolerated status
+        # How many processes ended with a tolerated status
+        self.gave_up = 0
         self._over = threading.Event()
         self._deadly = True
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -122,11 +126,13 @@ class Crew:
         self._thread.start()
 
     def spare(self) -> None:
-        """No more kills: victims that start from now on live, and a pending order is dropped."""
+        """Stop killing: processes that start from now on live; processes that are to die are
+        replaced.
+        """
         self._deadly = False
 
     def stop(self, number: int = signal.SIGTERM) -> list[int | None]:
-        """End them all; returns their exit statuses."""
+        """End all roles with a signal; returns their exit statuses."""
         self._over.set()
         self._thread.join()
         processes = [slot.process for slot in self._slots if slot.process is not None]
@@ -139,14 +145,13 @@ class Crew:
 
     @property
     def at_ease(self) -> bool:
-        """All have said READY, and none of them is to die."""
+        """True if all roles are ready and none of them is to be killed."""
         return all(slot.ready_at is not None and not slot.doomed for slot in self._slots)
 
     def drain(self) -> tuple[str, int, int | None] | None:
-        """SIGTERM to one role that is at work, as an update does: its name, process id and exit
-        status.
+        """Send SIGTERM to one working role, as an update does. The role is restarted.
 
-        None where nothing can be taken. The role is started again.
+        Returns its name, process id and exit status; None if no role is working.
         """
         now = time.monotonic()
         settled = [
@@ -191,8 +196,9 @@ class Crew:
     def _count(self, slot: _Slot) -> None:
         assert slot.process is not None
         status = slot.process.exitcode
+        # drain() returns its status to the caller, who judges it.
         if slot.drains:
-            return  # the caller looks at its status
+            return
         if status in self._tolerated:
             self.gave_up += 1
             return
@@ -200,19 +206,24 @@ class Crew:
             self.unexpected.append(f"{slot.role} ended with status {status}")
             self._over.wait(0.5)
             return
+
         point = self._plan.died().get(slot.process.pid or 0, f"{slot.role}: {AT_RANDOM}")
         self._kills.counted[point] += 1
 
     def _begin(self, slot: _Slot, now: float) -> None:
         order = None
-        slot.ready_at, slot.kill_at, slot.drains = None, None, False
+        slot.ready_at = None
+        slot.kill_at = None
+        slot.drains = False
         slot.doomed = self._deadly and self._kills.done < self._kills.wanted
         if slot.doomed and self._rng.random() < _AT_RANDOM_SHARE:
             slot.kill_after_s = self._rng.expovariate(1.0)
             if self._rng.random() < _STARTING_SHARE:
                 slot.kill_at = now + self._rng.uniform(0.0, 0.5)
         elif slot.doomed:
-            order, slot.kill_after_s = self._orders.draw(slot.role), _HURRY_S
+            order = self._orders.draw(slot.role)
+            slot.kill_after_s = _HURRY_S
+
         log = self._config.parent / "log.txt"
         slot.process = self._context.Process(
             target=forked, args=(slot.role, self._config, self._plan.folder, log, order)

@@ -1,5 +1,5 @@
-"""The images that flow through the node under test: small chests in any number, and a model that
-answers in milliseconds.
+"""The images for the node under test: any number of small chests, and a model that answers in
+milliseconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training import phantom
 
 @dataclass(frozen=True)
 class Image:
-    """One image to send: `template` says whose pixels it has, the UID is its own."""
+    """One image to send, with the pixels of template number `template` and its own UID."""
 
     template: int
     sop_instance_uid: str
@@ -35,7 +35,7 @@ class Image:
 
 
 class Templates:
-    """Few pictures, any number of images: each is a template under a new UID."""
+    """Makes any number of images from a few pictures: each image is a template with a new UID."""
 
     def __init__(self, files: Sequence[Path], rng: random.Random) -> None:
         self._data = [path.read_bytes() for path in files]
@@ -62,7 +62,7 @@ def chests(folder: Path, number: int = 6, side_px: int = 192) -> list[Path]:
 
 
 def undecodable(folder: Path) -> Path:
-    """A chest whose pixels cannot be decoded: what became of it is told to the archive."""
+    """A chest whose pixels cannot be decoded; the node reports that to the archive."""
     dataset = dcmread(phantom.write(phantom.draw(0, True, 64), folder / "undecodable.dcm"))
     dataset.PixelData = dataset.PixelData[:1000]
     dataset.save_as(folder / "undecodable.dcm")
@@ -77,16 +77,20 @@ def quick_model(folder: Path, files: Sequence[Path]) -> Path:
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
     models.write(folder / "first", networks)
+
     pipeline = Pipeline(
         Engine(package.load(folder / "first"), choose_device("cpu")), AnalysisSettings()
     )
     outcomes = pipeline.analyse(
         [path.read_bytes() for path in files], datetime(2026, 1, 1, tzinfo=UTC)
     )
+
     chances = sorted(outcome.finding.probability for outcome in outcomes if outcome.finding)
     logits = [math.log(p / (1 - p)) for p in chances]
     half = len(logits) // 2
-    middle, gap = (logits[half - 1] + logits[half]) / 2, logits[half] - logits[half - 1]
+    middle = (logits[half - 1] + logits[half]) / 2
+    gap = logits[half] - logits[half - 1]
+
     head = networks["classifier"].head
     assert isinstance(head, nn.Linear)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""Modalities that send without end and write down what was answered 0x0000: what the node then owes
-an answer for.
+"""Modalities that send without end, and record the images that the node acknowledged and so must
+answer for.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _PAUSE_S = 0.2
 
 
 class Modality:
-    """One sender's thread. What it was not answered for it sends again; some it sends twice
-    although it was.
+    """One sending thread. It sends images again that were not acknowledged, and now and then an
+    image that was.
     """
 
     def __init__(
@@ -41,28 +41,33 @@ class Modality:
         secure: Secure | None = None,
     ) -> None:
         self._tls_args = secure.client() if secure else None
-        self._port, self._templates, self._may_send, self._rng = port, templates, may_send, rng
+        self._port = port
+        self._templates = templates
+        self._may_send = may_send
+        self._rng = rng
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._entity = AE("XRAY1")
         self._entity.add_requested_context(ComputedRadiographyImageStorage, ExplicitVRLittleEndian)
-        self._entity.acse_timeout, self._entity.dimse_timeout, self._entity.network_timeout = (
-            10,
-            20,
-            20,
-        )
-        # pynetdicom leaves the socket open where the node was killed.
+        self._entity.acse_timeout = 10
+        self._entity.dimse_timeout = 20
+        self._entity.network_timeout = 20
+
+        # pynetdicom leaves the socket open if the node is killed.
         self._sockets: list[socket.socket] = []
-        self.acknowledged = 0  # C-STOREs answered 0x0000
-        self._waiting: list[Image] = []  # sent, and not answered 0x0000
-        self._known: list[tuple[int, str]] = []  # acknowledged: to be sent again now and then
+        # C-STOREs answered 0x0000
+        self.acknowledged = 0
+        # Images that were sent but not answered 0x0000
+        self._waiting: list[Image] = []
+        # Acknowledged images (template, UID), of which some are sent again
+        self._known: list[tuple[int, str]] = []
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when the object in hand is answered, or is known not to be."""
+        """Stop after the object in progress: it is answered, or its association has ended."""
         self._stop.set()
         self._thread.join()
         for each in self._sockets:
@@ -85,7 +90,8 @@ class Modality:
                 association.release()
 
     def _associate(self) -> Association | None:
-        with socket.socket() as probe:  # cheaper than an association that comes to nothing
+        # A connect is cheaper than an association that fails.
+        with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self._port)):
                 return None
         return self._entity.associate(
@@ -101,7 +107,8 @@ class Modality:
 
     def _send(self, association: Association) -> bool:
         image = self._next()
-        self._note("sent", image)  # also what is never answered may arrive
+        # Noted before the send, because an image without an answer may have arrived.
+        self._note("sent", image)
         try:
             answer = association.send_c_store(image.dataset)
         except (RuntimeError, ValueError, OSError):
@@ -112,6 +119,7 @@ class Modality:
             if status is not None:
                 time.sleep(0.05)
             return status is not None
+
         self._note("acknowledged", image)
         self.acknowledged += 1
         self._known.append((image.template, image.sop_instance_uid))
@@ -132,11 +140,13 @@ class Modality:
 
 
 class Record:
-    """The notes of all modalities of one node."""
+    """The records of all modalities of one node."""
 
     def __init__(self, path: Path) -> None:
-        self.sent: Counter[str] = Counter()  # SOP Instance UID -> how often it was sent
-        self.acknowledged: Counter[str] = Counter()  # ... and answered 0x0000
+        # SOP Instance UID -> how often it was sent, and how often it was answered 0x0000
+        self.sent: Counter[str] = Counter()
+        self.acknowledged: Counter[str] = Counter()
+        # SOP Instance UID -> number of its template
         self.template: dict[str, int] = {}
         counts = {"sent": self.sent, "acknowledged": self.acknowledged}
         for line in path.read_text().splitlines() if path.exists() else ():

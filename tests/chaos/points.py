@@ -1,9 +1,9 @@
-"""Where a role may die: named points between any two steps, as a table. victim.py patches the one
-that is ordered.
+"""The points at which a role may be killed, as a table: one between any two steps. victim.py patches
+the point that it is ordered to die at.
 
-A file step is seen at the system call (os.open, os.write, ...), a ledger step at the transition's
-method and at the engine's COMMIT, a network step at the socket: so the table outlives a rewrite of
-what lies between.
+Each point is a call that stays when code is rewritten: a system call for file steps (os.open,
+os.write), the transition's method and the engine's COMMIT for ledger steps, and a socket call for
+network steps.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Point:
-    """Die `moment` the call of one of `targets`, on a pass that is drawn from 1 to `passes`.
+    """Where to die: at the n-th call of one of `targets`; n is drawn from 1 to `passes`.
 
-    `half`: after half of the bytes that the call was given. `where`: only for this kind of path
-    (victim.py). `during`: only inside this method of the ledger.
+    `moment`: before the call, after it, or after half of the call's bytes. `where`: count only
+    calls for this kind of path (victim.py). `during`: count only calls inside this method of the
+    ledger.
     """
 
     role: str
     name: str
-    moment: str  # before, after, half
-    targets: tuple[str, ...]  # "module:attribute", "module:Class.method"
+    # before, after, half
+    moment: str
+    # "module:attribute", "module:Class.method"
+    targets: tuple[str, ...]
     passes: int = 4
     where: str = ""
     during: str = ""
@@ -42,7 +45,7 @@ _COMMIT = (
     "daemon.ledger.database:execute_and_commit",
 )
 
-# step, moment, calls, kind of path behind the folder's name
+# step, moment, calls, kind of path (after the folder's name)
 _FILE_STEPS = (
     ("file opened", "after", ("os:open",), "new file"),
     ("half of the bytes written", "half", WRITES, "file"),
@@ -53,7 +56,8 @@ _FILE_STEPS = (
 )
 _WRITERS = (("receive", "spool"), ("analyse", "spool"), ("deliver", "outbox"))
 
-# Every transition that a role makes: entered, committing, committed.
+# Every transition that a role makes, with its passes. It may die before it, before its commit, and
+# after its commit.
 _TRANSITIONS = (
     ("receive", "receive", 6),
     ("receive", "record_commitment_report", 2),
@@ -131,7 +135,7 @@ POINTS = _table()
 
 
 def missing(point: Point) -> list[str]:
-    """The parts of a point's code that do not exist: the table is behind a rewrite."""
+    """The calls of a point that no longer exist, because the code was rewritten."""
     wanted = list(point.targets) + (
         [f"daemon.ledger.ledger:Ledger.{point.during}"] if point.during else []
     )

@@ -1,4 +1,6 @@
-"""The process that all victims are forked from: it loads everything, and runs no thread."""
+"""Imports what victims need. The fork server loads it once, without starting threads, and forks
+every victim from there.
+"""
 
 from importlib import import_module
 
@@ -14,6 +16,7 @@ for _name in (
     "psycopg",
     "sqlalchemy.dialects.postgresql.psycopg",
     "sqlalchemy.dialects.sqlite.pysqlite",
-    "tests.chaos.rounds",  # a child imports the main module again, which imports this
+    # A child imports the main module again, which imports this.
+    "tests.chaos.rounds",
 ):
     import_module(_name)

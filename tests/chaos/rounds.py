@@ -1,4 +1,6 @@
-"""One round: a node, traffic, a fault for as long as it takes, then rest, then the account."""
+"""The rounds. In each, images flow through a node while faults happen; then the node comes to rest
+and everything is accounted for.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,16 @@ from tests.chaos.site import HOPELESS, REST_S, Chaos, Site, wait
 from tools.peers.ports import unused_port
 from tools.peers.postgres import Postgres
 
-_MORE = 5  # images that a node must still take after its round
-_ORDER_S = 12.0  # how long a victim under serve gets to reach its point
+# Images that a node must still accept after its round
+_MORE = 5
+# The time that a victim under serve has to reach its point
+_ORDER_S = 12.0
 _MIB = 1024 * 1024
 
 
 def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
-    """Deaths of all roles, at every named point and at random times, under an archive in every
-    mood.
+    """All roles are killed at named points and at random times, while the archive misbehaves in
+    every way.
     """
     with chaos.site("kills", commits=True, **settings) as site:
         crew = site.man(kills=number)
@@ -49,7 +53,7 @@ def kills(chaos: Chaos, number: int, **settings: Any) -> Account:
 
 
 def moods(chaos: Chaos) -> Account:
-    """The archive in each mood for a while, nobody killed."""
+    """The archive misbehaves in each way for a while; no role is killed."""
     with chaos.site("archive", commits=True) as site:
         site.man()
         site.send()
@@ -60,7 +64,7 @@ def moods(chaos: Chaos) -> Account:
 
 
 def mood(site: Site, mode: str, seconds: float) -> None:
-    """The archive behaves like this for so long; then it is well again."""
+    """Let the archive misbehave for some seconds, then work well again."""
     if mode == "down":
         site.archive.kill()
     else:
@@ -74,27 +78,32 @@ def mood(site: Site, mode: str, seconds: float) -> None:
 
 
 def power_loss(chaos: Chaos) -> Account:
-    """All die at once, and the newest files have lost their end, although they were synced: disks
-    lie.
+    """All roles die at once, and the newest files are truncated although they were synced, as on a
+    disk that reports a sync too early.
     """
     with chaos.site("power-loss") as site:
         site.archive.kill()
         site.man(("receive", "analyse"))
         site.send(1)
         wait("results wait", lambda: results_wait(site, 8), 60)
+
         site.hush()
         wait("all is analysed", lambda: not site.counts()["instances"]["received"], 60)
+
         site.dismiss(signal.SIGKILL)
         site.man(("receive",))
         site.send(1)
         site.until_acknowledged(6)
         site.hush()
         site.dismiss(signal.SIGKILL)
+
         damaged = damage(site, chaos.rng)
         chaos.tally.faults["file truncated"] += len(damaged)
+
         site.archive.start()
         site.man()
         account = site.settle()
+
         rows = {row["spool_name"]: row for row in read(site.config, instances)}
         for name in damaged & rows.keys():
             if (rows[name]["state"], rows[name]["reason"]) != ("failed", "bytes_missing"):
@@ -103,22 +112,26 @@ def power_loss(chaos: Chaos) -> Account:
 
 
 def results_wait(site: Site, number: int) -> bool:
-    """Whether so many of them are owed."""
+    """True if at least `number` results are owed."""
     try:
         return site.counts()["deliveries"]["owed"] >= number
-    except Exception:  # the ledger is not made yet
+    except Exception:
+        # The ledger does not exist yet.
         return False
 
 
 def damage(site: Site, rng: random.Random) -> set[str]:
-    """Truncate three received images and three results in the spool, leave unfinished files.
-    Returns the names.
+    """Truncate three received images and three results in the spool, and leave unfinished files.
+
+    Returns the names of the truncated files.
     """
+
     waiting = [
         row["spool_name"] for row in read(site.config, instances) if row["state"] == "received"
     ]
     owed = {row["result_id"] for row in read(site.config, deliveries) if row["state"] == "owed"}
     made = [row["spool_name"] for row in read(site.config, results) if row["id"] in owed]
+
     spool = Spool(site.config.spool)
     damaged = set(waiting[-3:] + made[-3:])
     for name in damaged:
@@ -138,8 +151,8 @@ def read(config: Config, table: sa.Table) -> list[dict[str, Any]]:
 
 
 def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Account:
-    """Spool, ledger and folder destination on small disks, each full now and then, to
-    the last byte.
+    """Spool, ledger and folder destination are on small disks, which fill up in turn, some of them
+    to the last byte.
     """
     with ExitStack() as disks:
         base = chaos.folder / "disks"
@@ -153,10 +166,8 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
             spool=str(folders["spool"] / "spool"),
             ledger=f"sqlite:///{folders['ledger'] / 'ledger.db'}",
             spool_reserve_mb=0,
-            retention={
-                "keep_days": 5 / 86400,
-                "free_mb": 0,
-            },  # else what is done would fill them by itself
+            # Without quick retention, finished images would fill the disks.
+            retention={"keep_days": 5 / 86400, "free_mb": 0},
         ) as site:
             site.settings(destinations=[site.archive.destination(), outbox])
             site.man(kills=number_of_kills, tolerated=(1, 2))
@@ -174,7 +185,7 @@ def full_disks(chaos: Chaos, seconds: float, number_of_kills: int = 0) -> Accoun
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A separate file system. Raises PermissionError where none can be mounted."""
+    """A separate small file system. Raises PermissionError if it cannot be mounted."""
     folder.mkdir(parents=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
@@ -187,11 +198,12 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 @contextmanager
 def full(folder: Path, left_bytes: int) -> Iterator[None]:
-    """Only so many bytes are free while the block runs."""
+    """Leave only `left_bytes` bytes free in a file system while the block runs."""
     ballast = folder / "ballast"
     room = os.statvfs(folder)
     size = max(0, room.f_bavail * room.f_frsize - left_bytes)
-    with contextlib.suppress(OSError), ballast.open("wb") as file:  # others write meanwhile
+    # The node writes at the same time, so the disk may be full earlier.
+    with contextlib.suppress(OSError), ballast.open("wb") as file:
         for _ in range(size // _MIB):
             file.write(bytes(_MIB))
         file.write(bytes(size % _MIB))
@@ -202,10 +214,10 @@ def full(folder: Path, left_bytes: int) -> Iterator[None]:
 
 
 def postgresql(chaos: Chaos, restarts: int, number_of_kills: int) -> Account:
-    """The database server is restarted, in order and by a crash, while images flow and roles die."""
+    """PostgreSQL is restarted, cleanly and after a crash, while images flow and roles are killed."""
     with Postgres(chaos.folder / "postgres", unused_port()) as server:
         url = server.create_database(f"node_{chaos.rng.getrandbits(32):08x}")
-        # A role that starts while the server is away ends, and is started again.
+        # A role that starts while the server is down ends itself, and is restarted.
         with chaos.site("postgresql", commits=True, ledger=url) as site:
             crew = site.man(kills=number_of_kills, tolerated=(1, 2))
             site.send()
@@ -220,12 +232,13 @@ def postgresql(chaos: Chaos, restarts: int, number_of_kills: int) -> Account:
 
 
 def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
-    """The ledger's clock is set back and forth by minutes, hours and days while roles die with
-    leases in hand.
+    """The ledger's clock is set back and forth by seconds to days, while roles that hold leases are
+    killed.
     """
     with chaos.site("clock") as site:
         crew = site.man(kills=number_of_kills)
         site.send()
+
         offset_s = 0.0
         for _ in range(steps):
             site.until_acknowledged(4)
@@ -239,14 +252,14 @@ def clock_steps(chaos: Chaos, steps: int, number_of_kills: int) -> Account:
 
 
 def until_killed(chaos: Chaos, crew: Crew) -> None:
-    """Until as many have died as were to; or until roles end by themselves all the time."""
+    """Wait for the wanted number of kills, or until too many roles have ended by themselves."""
     while chaos.tally.kills.done < chaos.tally.kills.wanted and len(crew.unexpected) < HOPELESS:
         time.sleep(0.2)
 
 
 def drains(chaos: Chaos, times: int) -> Account:
-    """SIGTERM while images flow: what is in hand is finished, the role ends with 0, and nothing
-    stays leased.
+    """SIGTERM while images flow: a role finishes its work in progress, ends with status 0, and keeps
+    no lease.
     """
     with chaos.site("drains") as site:
         crew = site.man()
@@ -273,8 +286,8 @@ def drains(chaos: Chaos, times: int) -> Account:
 
 
 def serve(chaos: Chaos, number: int) -> Account:
-    """The real `pleura serve`: its children die and are started again by it; it dies itself, and
-    they die with it.
+    """The real `pleura serve` restarts children that are killed; when serve itself is killed, they
+    die with it.
     """
     tally = chaos.tally.kills
     orders = Orders(chaos.rng)
@@ -284,11 +297,14 @@ def serve(chaos: Chaos, number: int) -> Account:
             role = ("serve", "receive", "analyse", "deliver")[turn % 4]
             before = len(site.plan.died())
             ordered = turn % 2 == 0 or chaos.rng.random() < 0.5
-            if ordered:  # taken by that role's next life, which begins now
+            # The role's next process takes the order; it starts after the kill.
+            if ordered:
                 site.plan.order(role, *orders.draw(role))
             served.kill(role)
             tally.counted[f"{role}: under serve, at a random time"] += 1
-            goal, deadline = site.acknowledged() + 3, time.monotonic() + _ORDER_S * ordered
+
+            goal = site.acknowledged() + 3
+            deadline = time.monotonic() + _ORDER_S * ordered
 
             def gone_on(goal: int = goal, deadline: float = deadline, before: int = before) -> bool:
                 served.keep()
@@ -297,8 +313,10 @@ def serve(chaos: Chaos, number: int) -> Account:
 
             wait("images flow under serve", gone_on, REST_S)
             site.plan.cancel()
+
         for point in site.plan.died().values():
             tally.counted[point] += 1
         site.plan.cancel()
+
         served.restart()
         return served.settle()

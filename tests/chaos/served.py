@@ -1,4 +1,4 @@
-"""The real `pleura serve` with victims for children."""
+"""The real `pleura serve`, whose children are victims."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tests.chaos.victim import PLAN
 
 
 class Served:
-    """`python -m tests.chaos.victim serve`, started again when it is dead."""
+    """`python -m tests.chaos.victim serve`, restarted when it is dead."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._process: subprocess.Popen[bytes] | None = None
-        self._last: list[int] = []  # its children when it was last seen alive
-        self._orphans: list[str] = []
+        # Its children when it was last seen alive
+        self._last: list[int] = []
+        self._violations: list[str] = []
 
     def __enter__(self) -> Served:
         self._start()
@@ -33,7 +34,7 @@ class Served:
             self._process.wait()
 
     def kill(self, role: str) -> None:
-        """kill -9 of the parent or of one child."""
+        """Send SIGKILL to serve or to one child."""
         self.keep()
         assert self._process is not None
         if role == "serve":
@@ -47,7 +48,7 @@ class Served:
                     os.kill(pid, signal.SIGKILL)
 
     def keep(self) -> None:
-        """Start it again if it is dead; its children must have died with it."""
+        """Restart serve if it is dead; its children must have died with it."""
         assert self._process is not None
         if self._process.poll() is None:
             self._last = self._children() or self._last
@@ -56,23 +57,23 @@ class Served:
         self._start()
 
     def restart(self) -> None:
-        """In order: it must end with 0."""
+        """Stop serve with SIGTERM, upon which it must end with status 0, and start it again."""
         assert self._process is not None
         self.keep()
         self._process.terminate()
         if status := self._process.wait(90):
-            self._orphans.append(f"serve ended with status {status} after SIGTERM")
+            self._violations.append(f"serve ended with status {status} after SIGTERM")
         self._start()
 
     def settle(self) -> Account:
-        """Rest, a clean end, the account."""
+        """Let the node come to rest, end it, and return the account."""
         self._site.hush()
         self._site.rest()
         assert self._process is not None
         self._process.terminate()
         status = self._process.wait(90)
         account = self._site.check()
-        account.violations += self._orphans + (
+        account.violations += self._violations + (
             [f"serve ended with status {status}"] if status else []
         )
         return self._site.chaos.settle(account)

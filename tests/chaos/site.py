@@ -1,5 +1,5 @@
-"""A node under test with what is around it: modalities, an archive, roles that can be killed, and
-the account.
+"""A node under test with its surroundings: modalities, an archive, roles that can be killed, and the
+final account.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from tests.chaos.secure import Secure
 from tests.chaos.victim import Plan
 from tools.peers.ports import unused_port
 
-REST_S = 180.0  # a node that is not at rest by then is stuck
-HOPELESS = 20  # roles that ended by themselves: the round is over
-_BACKLOG = 40  # images under way: more would only lengthen the rest
+# A node that is not at rest within this time is stuck.
+REST_S = 180.0
+# A round ends after this many roles have ended by themselves.
+HOPELESS = 20
+# Images in progress at most. More would only lengthen the time until rest.
+_BACKLOG = 40
 
 
 @dataclass
@@ -46,15 +49,16 @@ class Tally:
 
 
 class Chaos:
-    """The common things of all rounds of one run: the seed, the model, the pictures, the process
-    that victims are forked from.
+    """What all rounds of a run share: the seed, the model, the pictures, and the process that
+    victims are forked from.
     """
 
     def __init__(
         self, folder: Path, seed: int, pictures: Sequence[Path] = (), tls: bool = False
     ) -> None:
-        """`tls`: everything on the wire is TLS, both sides verified."""
-        self.folder, self.seed = folder, seed
+        """`tls`: every connection uses TLS with both sides verified."""
+        self.folder = folder
+        self.seed = seed
         self.rng = random.Random(seed)
         self.context: ForkServerContext = forkserver()
         made = chests(folder / "pictures")
@@ -70,25 +74,30 @@ class Chaos:
         return Site(self, self.folder / f"{self._rounds:02d}-{name}", **settings)
 
     def settle(self, account: Account) -> Account:
-        """Add a round's account to the whole. Returns it."""
+        """Add a round's account to that of the run. Returns the round's account."""
         self.tally.account += account
         return account
 
 
 class Site:
-    """One node under test, with what is around it, as a context manager."""
+    """One node under test with its surroundings, as a context manager."""
 
     def __init__(self, chaos: Chaos, folder: Path, commits: bool = False, **settings: Any) -> None:
-        self.chaos, self.folder, self.commits = chaos, folder, commits
+        self.chaos = chaos
+        self.folder = folder
+        self.commits = commits
         folder.mkdir(parents=True)
+
         self.port = unused_port()
         self.plan = Plan(folder / "plan")
         self.secure = chaos.secure
         self.archive = Archive(
             chaos.context, folder / "archive", unused_port(), self.port, commits, self.secure
         )
+
         self.outbox = folder / "outbox"
         self.path = folder / "pleura.yaml"
+
         destinations = [
             self.archive.destination(),
             {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]},
@@ -101,6 +110,7 @@ class Site:
         } | (self.secure.settings(self.port) if self.secure else {}) | settings  # fmt: skip
         self.path.write_text(yaml.safe_dump(document))
         self.config: Config = load(self.path)
+
         self._modalities: list[Modality] = []
         self._ledger: Ledger | None = None
         self._opening = threading.Lock()
@@ -127,7 +137,7 @@ class Site:
     def man(
         self, roles: Sequence[str] = ROLES, kills: int = 0, tolerated: Sequence[int] = ()
     ) -> Crew:
-        """Start roles; they are killed so many times."""
+        """Start roles, which will be killed `kills` times."""
         tally = self.chaos.tally.kills
         tally.wanted = tally.done + kills
         self.crew = Crew(
@@ -143,34 +153,34 @@ class Site:
         return crew.stop(number)
 
     def send(self, modalities: int = 2) -> None:
-        """Let images flow."""
+        """Start modalities that send images."""
         for _ in range(modalities):
             rng = random.Random(self.chaos.rng.random())
             templates = Templates(self.chaos.pictures, rng)
-            one = Modality(
+            modality = Modality(
                 self.port, templates, self.folder / "sent", self._few_wait, rng, self.secure
             )
-            one.start()
-            self._modalities.append(one)
+            modality.start()
+            self._modalities.append(modality)
 
     def hush(self) -> None:
-        """No more images."""
+        """Stop the modalities."""
         for modality in self._modalities:
             modality.stop()
         self._modalities.clear()
 
     def acknowledged(self) -> int:
-        """How often a modality that sends now was answered 0x0000."""
-        return sum(one.acknowledged for one in self._modalities)
+        """How often the running modalities were answered 0x0000."""
+        return sum(modality.acknowledged for modality in self._modalities)
 
     def until_acknowledged(self, images: int, seconds: float = 120.0) -> None:
-        """Until so many images more are acknowledged."""
+        """Wait until this many more images are acknowledged."""
         goal = self.acknowledged() + images
         wait(f"{images} images are acknowledged", lambda: self.acknowledged() >= goal, seconds)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """As `pleura status`. Raises whatever a ledger does that is not made yet, or whose server
-        is away.
+        """The counts of `pleura status`. Raises an exception of the ledger's if it does not exist
+        yet or its server is down.
         """
         with self._opening:
             if self._ledger is None:
@@ -178,7 +188,7 @@ class Site:
         return self._ledger.inspect.counts()
 
     def rest(self) -> None:
-        """Until nothing waits and nothing is owed."""
+        """Wait until no image waits and no result is owed."""
         self.archive.behave("well")
 
         def done() -> bool:
@@ -187,7 +197,8 @@ class Site:
             ]
             try:
                 counts = self.counts()
-            except Exception:  # not made yet, or its server is being restarted
+            except Exception:
+                # The ledger does not exist yet, or its server is being restarted.
                 return False
             at_rest = not counts["instances"]["received"] and not counts["deliveries"]["owed"]
             return at_rest and not (self.commits and self._uncommitted())
@@ -205,7 +216,7 @@ class Site:
         return number
 
     def settle(self) -> Account:
-        """No more faults and images; rest, a clean end of all roles, and the account."""
+        """Stop faults and images, wait for rest, end all roles, and return the account."""
         crew = self.crew
         assert crew is not None
         crew.spare()
@@ -218,6 +229,7 @@ class Site:
             stuck = []
         except AssertionError as error:
             stuck = [str(error)]
+
         statuses = self.dismiss()
         account = self.check()
         account.violations += stuck
@@ -230,26 +242,28 @@ class Site:
         return self.chaos.settle(account)
 
     def settle_after(self, images: int) -> Account:
-        """The same, once so many images more are acknowledged: the node still works."""
+        """settle() after this many more images are acknowledged, so that the node still works."""
         assert self.crew is not None
         self.crew.spare()
-        with contextlib.suppress(AssertionError):  # the account tells how it is stuck
+        # If the node is stuck, settle() reports how.
+        with contextlib.suppress(AssertionError):
             self.until_acknowledged(images)
         return self.settle()
 
     def check(self) -> Account:
-        """The account as it stands; nothing may run."""
+        """The account now. No role may run."""
         return Check(self.config, self.path, self.archive, Record(self.folder / "sent")).run()
 
     def _few_wait(self) -> bool:
         try:
             return self.counts()["instances"]["received"] < _BACKLOG
         except Exception:
-            return True  # there is no ledger yet
+            # The ledger does not exist yet.
+            return True
 
 
 def wait(what: str, true: Callable[[], Any], seconds: float) -> None:
-    """Poll until `true()`; AssertionError with `what` when it does not come."""
+    """Poll until `true()`; after `seconds`, raise AssertionError with `what`."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"

@@ -1,4 +1,6 @@
-"""The short form of `make chaos`: 30 kills and one of each other fault, then everything is counted."""
+"""The short form of `make chaos`: 30 kills, and a round of most other faults, each with a full
+account.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
 def chaos(site: Chaos) -> Iterator[Chaos]:
     """The site; after each test the sockets of its dead associations are collected."""
     yield site
-    # Once their threads have ended nothing holds them.
+    # After their threads have ended, nothing refers to them.
     deadline = time.monotonic() + 30.0
     while time.monotonic() < deadline and any(
         isinstance(thread, Association) for thread in threading.enumerate()
     ):
         time.sleep(0.05)
-    # While the warning about them is ignored.
+    # Collect them while this test's filter ignores the warning about them.
     gc.collect()
 
 
 def holds(account: Account, images: int) -> None:
-    """Nothing was lost, doubled or left half-written; and there was something that could have been."""
+    """The account has no violations, and enough images and results to mean something."""
     assert account.violations == []
     assert account.acknowledged >= images
     assert account.delivered >= images
@@ -55,12 +57,12 @@ def holds(account: Account, images: int) -> None:
 
 
 @pytest.mark.parametrize("point", POINTS, ids=str)
-def test_every_point_is_one_of_the_code(point: Point) -> None:
+def test_every_point_exists_in_the_code(point: Point) -> None:
     assert missing(point) == []
 
 
 @pytest.mark.parametrize("target", QUICKER)
-def test_every_quickened_constant_is_one_of_the_code(target: str) -> None:
+def test_every_quickened_constant_exists_in_the_code(target: str) -> None:
     holder, name = resolve(target)
     assert hasattr(holder, name)
 
@@ -71,13 +73,14 @@ def test_kills_lose_nothing_and_double_nothing(chaos: Chaos) -> None:
     assert chaos.tally.kills.done - before >= KILLS
 
 
-def test_what_a_power_loss_has_truncated_ends_visibly(chaos: Chaos) -> None:
+def test_an_image_truncated_by_a_power_loss_ends_visibly(chaos: Chaos) -> None:
     account = rounds.power_loss(chaos)
     holds(account, images=10)
-    assert account.failed["bytes_missing"] > 0  # of the received; the results are made again
+    # Truncated images fail; truncated results are made again.
+    assert account.failed["bytes_missing"] > 0
 
 
-def test_full_disks(chaos: Chaos) -> None:
+def test_full_disks_lose_nothing(chaos: Chaos) -> None:
     try:
         account = rounds.full_disks(chaos, seconds=5.0)
     except PermissionError as error:
@@ -85,15 +88,15 @@ def test_full_disks(chaos: Chaos) -> None:
     holds(account, images=3)
 
 
-def test_postgresql_restarted_under_load(chaos: Chaos) -> None:
+def test_a_restart_of_postgresql_under_load_loses_nothing(chaos: Chaos) -> None:
     if binaries() is None:
         not_here("PostgreSQL's server is not installed (apt-get install postgresql)")
     holds(rounds.postgresql(chaos, restarts=2, number_of_kills=4), images=5)
 
 
-def test_the_clock_set_back(chaos: Chaos) -> None:
+def test_clock_steps_lose_nothing(chaos: Chaos) -> None:
     holds(rounds.clock_steps(chaos, steps=2, number_of_kills=2), images=5)
 
 
-def test_sigterm_drains(chaos: Chaos) -> None:
+def test_sigterm_lets_a_role_finish_its_work(chaos: Chaos) -> None:
     holds(rounds.drains(chaos, times=3), images=5)

@@ -1,13 +1,14 @@
-"""A role that dies on order: it patches one named point, then runs the real command, which knows
-nothing of it.
+"""A role that dies on order: it patches one named point, then runs the real command, which is
+unaware of it.
 
-`python -m tests.chaos.victim serve|receive|analyse|deliver -c F` with PLEURA_CHAOS naming the
-plan's folder. There lie
+`python -m tests.chaos.victim serve|receive|analyse|deliver -c F`; PLEURA_CHAOS names the plan's
+folder, which holds
 
-    orders/ROLE    the next life of that role takes it: "NUMBER PASS", a line of points.POINTS and the pass to die on
-    deaths         a line for each death at a point, process id and name, written by the victim itself
-    ready/PID      made when that process has said READY
-    clock          seconds by which the ledger's clock is off
+    orders/ROLE    "NUMBER PASS" for the next process of that role: the index in points.POINTS, and
+                   on which pass of the point to die
+    deaths         a line for each death at a point, written by the victim: process id and point
+    ready/PID      exists when that process is ready
+    clock          by how many seconds the ledger's clock is off
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PLAN = "PLEURA_CHAOS"
 LEDGER_LIMITS = LedgerLimits(lease_s=2.0, remake_s=0.5, forgetful_s=0.5)
 _PR_SET_PDEATHSIG = 1
 
-# Nobody waits a minute here for what a dead process had in hand.
+# Shorter times, so that no test waits a minute for the work of a dead process.
 QUICKER: dict[str, Any] = {
     "daemon.deliver.retention:_EVERY_S": 0.5,
 }
@@ -49,7 +50,11 @@ DELIVER_LIMITS = DeliverLimits(
     first_report_s=2.0,
     same_association_s=0.1,
 )
-_kill, _write, _open, _readlink = os.kill, os.write, os.open, os.readlink
+# The originals: a victim may patch those of os.
+_kill = os.kill
+_write = os.write
+_open = os.open
+_readlink = os.readlink
 
 
 class Plan:
@@ -65,18 +70,18 @@ class Plan:
         self._clock = folder / "clock"
 
     def order(self, role: str, number: int, on_pass: int) -> None:
-        """The next process of `role` dies at this point. Replaces an order that nobody took."""
+        """Order the next process of `role` to die at this point. Replaces an order not yet taken."""
         part = self._orders / f".{role}"
         part.write_text(f"{number} {on_pass}")
         part.rename(self._orders / role)
 
     def cancel(self) -> None:
-        """Who starts from now on lives."""
+        """Remove all orders: processes that start from now on live."""
         for path in self._orders.iterdir():
             path.unlink(missing_ok=True)
 
     def take(self, role: str) -> tuple[int, int] | None:
-        """The order for a life of `role` that begins now, if there is one."""
+        """The order for a process of `role` that starts now, or None. Removes the order."""
         path = self._orders / role
         try:
             number, on_pass = map(int, path.read_text().split())
@@ -86,7 +91,7 @@ class Plan:
         return number, on_pass
 
     def say_ready(self) -> None:
-        """This process has said READY."""
+        """Note that this process is ready."""
         (self._ready / str(os.getpid())).touch()
 
     def is_ready(self, pid: int | None) -> bool:
@@ -98,13 +103,13 @@ class Plan:
         part.rename(self._clock)
 
     def now(self) -> float:
-        """The ledger's clock, for all roles."""
+        """The ledger's clock of all roles, in seconds since the epoch."""
         with contextlib.suppress(FileNotFoundError):
             return time.time() + float(self._clock.read_text())
         return time.time()
 
     def died(self) -> dict[int, str]:
-        """Process id -> the point at which it has died."""
+        """Process id -> the point at which the process died."""
         with contextlib.suppress(FileNotFoundError):
             return dict(json.loads(line) for line in self.deaths.read_text().splitlines())
         return {}
@@ -112,12 +117,13 @@ class Plan:
 
 def main() -> int:
     """Run the command of sys.argv as a victim."""
-    role, plan = sys.argv[1], Plan(Path(os.environ[PLAN]))
+    role = sys.argv[1]
+    plan = Plan(Path(os.environ[PLAN]))
     return live(sys.argv[1:], plan, plan.take(role))
 
 
 def live(arguments: list[str], plan: Plan, order: tuple[int, int] | None) -> int:
-    """Patch what is ordered, then run daemon.cli with `arguments` in this process."""
+    """Patch the ordered point, then run daemon.cli with `arguments` in this process."""
     settings = config.load(Path(arguments[arguments.index("-c") + 1]))
     _quicken(plan)
     if arguments[0] == "serve":
@@ -132,7 +138,7 @@ def live(arguments: list[str], plan: Plan, order: tuple[int, int] | None) -> int
 
 
 def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> None:
-    """Wrap the point's calls so that the `on_pass`th pass is the last thing this process does."""
+    """Wrap the point's calls so that this process dies on the `on_pass`th pass."""
     passes = 0
     lock = threading.Lock()
     inside = threading.local()
@@ -162,7 +168,8 @@ def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> Non
             return original(*arguments, **keywords)
 
         def after(*arguments: Any, **keywords: Any) -> Any:
-            is_due = due(arguments, keywords)  # a rename's source is gone afterwards
+            # Asked before the call, because a rename's source is gone after it.
+            is_due = due(arguments, keywords)
             answer = original(*arguments, **keywords)
             if is_due:
                 die()
@@ -170,9 +177,8 @@ def arm(point: Point, on_pass: int, plan: Plan, folders: dict[str, Path]) -> Non
 
         def half(*arguments: Any, **keywords: Any) -> Any:
             if due(arguments, keywords):
-                original(
-                    arguments[0], _half(arguments[1]), *arguments[2:], **keywords
-                )  # of os.write, socket.send
+                # The second argument of os.write and socket.send is the bytes.
+                original(arguments[0], _half(arguments[1]), *arguments[2:], **keywords)
                 die()
             return original(*arguments, **keywords)
 
@@ -202,8 +208,8 @@ def _patch(target: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 def _kind_of_path(
     arguments: tuple[Any, ...], keywords: dict[str, Any], folders: dict[str, str]
 ) -> str:
-    """ "spool file", "outbox folder", "spool new file", ... of the path or descriptor that a call
-    of os names.
+    """The kind of the path or descriptor in a call of os: "spool file", "outbox folder", "spool new
+    file" and so on; "" for any other.
     """
     first = arguments[0]
     path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
@@ -217,21 +223,21 @@ def _kind_of_path(
     )
     if name is None:
         return ""
-    if (
-        len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int)
-    ):  # os.open
+    # Only os.open has a path and flags.
+    if len(arguments) > 1 and isinstance(first, (str, Path)) and isinstance(arguments[1], int):
         return f"{name} new file" if arguments[1] & os.O_CREAT else ""
     return f"{name} folder" if Path(path).is_dir() else f"{name} file"
 
 
 def _half(data: Any) -> Any:
-    if isinstance(data, list):  # of os.writev
+    # os.writev takes a list.
+    if isinstance(data, list):
         return [memoryview(data[0]).cast("B")[: len(data[0]) // 2]]
     return memoryview(data).cast("B")[: len(data) // 2]
 
 
 def _quicken(plan: Plan) -> None:
-    """Short leases and pauses, and a ledger whose clock the test turns."""
+    """Set short leases and pauses, and a ledger clock that the test controls."""
     for target, value in QUICKER.items():
         _replace(target, value)
     _replace("daemon.service:Ledger", partial(Ledger, clock=plan.now, limits=LEDGER_LIMITS))
@@ -255,7 +261,7 @@ def _replace(target: str, value: Any) -> None:
 
 
 def _make_children_victims() -> None:
-    """`serve` starts `python -m daemon.cli ROLE`: let that be this module instead."""
+    """Make `serve`, which starts `python -m daemon.cli ROLE`, start this module instead."""
     original = subprocess.Popen.__init__
 
     def start(self: Any, command: Any, *arguments: Any, **keywords: Any) -> None:
@@ -268,20 +274,22 @@ def _make_children_victims() -> None:
 def forked(
     role: str, config: Path, plan_folder: Path, log: Path, order: tuple[int, int] | None
 ) -> None:
-    """One role as a forked process: a start costs a tenth of a second, for torch and pydicom are
-    there already.
+    """Run one role in a forked process. It starts in a tenth of a second, because the parent has
+    imported torch and pydicom.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    sys.stdout = os.fdopen(1, "w")
+    sys.stderr = os.fdopen(2, "w")
+
     import torch
 
     torch.set_num_threads(1)
-    _replace(
-        "daemon.installed:conflicting_distribution", lambda: ""
-    )  # a third of a second per start, of no interest here
+    # This check takes a third of a second, and no round is about it.
+    _replace("daemon.installed:conflicting_distribution", lambda: "")
+
     status = live([role, "-c", str(config)], Plan(plan_folder), order)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,5 +1,5 @@
-"""The Storage SCP against DCMTK, pynetdicom and raw sockets: what it acknowledges is there, nothing
-takes it down.
+"""The Storage SCP against DCMTK, pynetdicom and raw sockets: it keeps every object that it
+acknowledges, and no peer brings it down.
 """
 
 from __future__ import annotations
@@ -60,18 +60,19 @@ from tests.peers.receiving import (
 )
 from tools.peers.waiting import wait_until
 
-OF_A_NODE = 1  # thread: the listener's
+# A node's threads without associations: the listener's.
+OF_A_NODE = 1
 
 
 @pytest.fixture(autouse=True)
 def _quiet_sender() -> Iterator[None]:
-    """pydicom in the sending library warns of each hostile value that a test sends."""
+    """Silences pydicom, which warns of each hostile value that pynetdicom sends in a test."""
     with lenient_headers():
         yield
 
 
 def store(node: Node, *datasets: Dataset, priority: int = 0) -> list[int | None]:
-    """C-STORE each on one association; None where no status came."""
+    """C-STORE each data set on one association. A status is None if no response came."""
     association = node.associate()
     assert association.is_established
     statuses = [
@@ -96,7 +97,7 @@ def rejection(
     return answer[7], answer[8], answer[9]
 
 
-def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
+def test_real_images_from_dcmtk_are_stored_as_they_were_sent(
     start: Callable[..., Node], peer: Program, data: Path
 ) -> None:
     node = start()
@@ -104,15 +105,18 @@ def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
         [peer("echoscu"), "-aec", "PLEURA", "127.0.0.1", str(node.port)], timeout=60
     )
     assert echo.returncode == 0
+
     files = siim(data, 2)
     for syntax, option in ((JPEG, "-xy"), (JPEG_LS, "-xt")):
         sent = storescu(peer, node, files[syntax], option)
         assert sent.returncode == 0, sent.stderr
         assert (sent.stdout + sent.stderr).count("Received Store Response (Success)") == 2
+
     rows = node.rows()
     assert len(rows) == 4
     for row, path in zip(rows, [*files[JPEG], *files[JPEG_LS]], strict=True):
-        source, kept = dcmread(path), dcmread(node.spool.path(row["spool_name"]))
+        source = dcmread(path)
+        kept = dcmread(node.spool.path(row["spool_name"]))
         assert kept == source
         assert (
             kept.file_meta.TransferSyntaxUID
@@ -130,19 +134,18 @@ def test_dcmtk_sends_real_images_and_each_is_there_as_it_was_sent(
         assert row["size_bytes"] == node.spool.path(row["spool_name"]).stat().st_size
 
 
-def test_every_file_of_the_receiving_side_is_taken_byte_for_byte(
-    start: Callable[..., Node], data: Path
-) -> None:
+def test_every_sample_file_is_stored_byte_for_byte(start: Callable[..., Node], data: Path) -> None:
     node = start()
     files = sorted((data / "node").glob("*.dcm"))
     sent = list(send(files, ("127.0.0.1", node.port), "PLEURA", "MODALITY"))
-    assert [str(one) for one in sent if not one.ok and one.status != 0x0117] == []
+    assert [str(answer) for answer in sent if not answer.ok and answer.status != 0x0117] == []
+
     kept = [node.spool.read(row["spool_name"]) for row in node.rows()]
-    whole = [one.file.read_bytes() for one in sent if one.ok and one.file]
+    whole = [answer.file.read_bytes() for answer in sent if answer.ok and answer.file]
     for source, copy in zip(whole, kept, strict=True):
         if source[128:132] == b"DICM":
             assert copy.endswith(source[144 + int.from_bytes(source[140:144], "little") :])
-    assert len(kept) == len([one for one in sent if one.ok])
+    assert len(kept) == len([answer for answer in sent if answer.ok])
 
 
 def test_an_unknown_peer_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
@@ -161,7 +164,7 @@ def test_an_unknown_peer_is_rejected_with_the_reason_that_fits(start: Callable[.
 def test_a_peer_whose_name_does_not_resolve_is_rejected_for_now_and_tried_again_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As at a start before the name service: it was rejected for good, for a minute."""
+    """The name service may start after the node. Such a peer was once rejected as unknown, for a minute."""
     now = [1000.0]
     monkeypatch.setattr("daemon.receive.access.time.monotonic", lambda: now[0])
     is_down = [True]
@@ -189,17 +192,18 @@ def test_a_peer_whose_name_does_not_resolve_is_rejected_for_now_and_tried_again_
     assert isinstance(access.admit("PLEURA", "XRAY1", "192.0.2.7"), Caller)
 
 
-def test_with_no_peers_named_only_this_machine_may_associate() -> None:
+def test_without_peers_only_this_machine_may_associate() -> None:
     def rejected(access: AccessList, calling: str, address: str) -> Rejected:
         found = access.admit("PLEURA", calling, address)
         assert isinstance(found, Rejection)
         assert f"{{ae_title: {calling}, host: {address}}}" in found.why
         return found.answer
 
-    nobody = AccessList("PLEURA", ())
-    assert isinstance(nobody.admit("PLEURA", "ANY", "127.0.0.1"), Caller)
-    assert isinstance(nobody.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Caller)
-    assert rejected(nobody, "ANY", "192.0.2.7") == Rejected(1, 1, 1)
+    empty = AccessList("PLEURA", ())
+    assert isinstance(empty.admit("PLEURA", "ANY", "127.0.0.1"), Caller)
+    assert isinstance(empty.admit("PLEURA", "ANY", "::ffff:127.0.0.1"), Caller)
+    assert rejected(empty, "ANY", "192.0.2.7") == Rejected(1, 1, 1)
+
     named = AccessList(
         "PLEURA",
         (Peer(ae_title="A", host="192.0.2.7"), Peer(ae_title="B"), Peer(ae_title="A", host="::1")),
@@ -211,7 +215,9 @@ def test_with_no_peers_named_only_this_machine_may_associate() -> None:
 
 
 def test_doctor_verifies_the_node_without_an_entry_and_stores_nothing() -> None:
-    """It calls by the node's own AE title; its check alarmed the log and the audit trail."""
+    """doctor calls with the node's own AE title. Rejecting it would put a security alert into the
+    log and the audit trail.
+    """
     named = AccessList("PLEURA", (Peer(ae_title="A", host="192.0.2.7"),))
     own = named.admit("PLEURA", "PLEURA", "127.0.0.1")
     assert isinstance(own, Caller)
@@ -222,7 +228,7 @@ def test_doctor_verifies_the_node_without_an_entry_and_stores_nothing() -> None:
     assert isinstance(tied.admit("PLEURA", "PLEURA", "127.0.0.1"), Rejection)
 
 
-def test_urgency_is_the_message_s_then_the_peer_s(start: Callable[..., Node]) -> None:
+def test_a_message_of_medium_priority_takes_its_peers_priority(start: Callable[..., Node]) -> None:
     node = start(
         peers=(Peer(ae_title="TESTER", priority="routine"), Peer(ae_title="ER", priority="stat"))
     )
@@ -258,16 +264,15 @@ def test_a_class_that_is_not_the_context_s_is_refused(start: Callable[..., Node]
     association = node.associate()
     dataset = image(sop_class_uid=SC)
     by_class = {context.abstract_syntax: context for context in association.accepted_contexts}
-    by_class[CR].abstract_syntax, by_class[SC].abstract_syntax = (
-        UID(SC),
-        UID(CR),
-    )  # lie about what was negotiated
+    # Make pynetdicom send on the other class's context.
+    by_class[CR].abstract_syntax = UID(SC)
+    by_class[SC].abstract_syntax = UID(CR)
     assert association.send_c_store(dataset).Status == 0x0122
     association.release()
     assert list(node.spool.names()) == []
 
 
-def test_no_room_is_answered_0xa700_and_healed_by_room(
+def test_a_full_disk_is_answered_0xa700_until_there_is_room(
     start: Callable[..., Node], tmp_path: Path
 ) -> None:
     if os.geteuid() != 0:
@@ -284,18 +289,20 @@ def test_no_room_is_answered_0xa700_and_healed_by_room(
         big = image("1.2.3", size_bytes=1_200_000)
         assert store(node, big, big, image("1.2.5")) == [0x0000, 0xA700, 0x0000]
         assert len(list(node.spool.names())) == len(node.rows()) == 2
-        assert sum(path.is_file() for path in small.rglob("*")) == 2  # nothing half-written either
+        # No partial file is left either.
+        assert sum(path.is_file() for path in small.rglob("*")) == 2
         node.spool.remove(node.rows()[0]["spool_name"])
         assert store(node, big) == [0x0000]
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
-def test_the_disk_filling_up_while_it_is_written_is_0xa700_too(
+def test_a_disk_that_fills_up_during_a_write_is_answered_0xa700(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    writev, room = os.writev, [False]
+    writev = os.writev
+    room = [False]
 
     def full(descriptor: int, chunks: list[bytes]) -> int:
         if not room[0] and sum(map(len, chunks)) > 10_000:
@@ -332,10 +339,12 @@ def test_without_a_commit_there_is_no_success_and_no_file(
     monkeypatch.setattr(node.ledger, "receive", failing)
     assert store(node, image("1.2.1")) == [0xA700]
     assert list(node.spool.names()) == []
+
     monkeypatch.setattr(node.ledger, "receive", committed_but_unheard)
     assert store(node, image("1.2.2")) == [0x0000]
     monkeypatch.setattr(node.ledger, "receive", receive)
     assert store(node, image("1.2.3")) == [0x0000]
+
     rows = node.rows()
     assert [row["sop_instance_uid"] for row in rows] == ["1.2.2", "1.2.3"]
     assert {row["spool_name"] for row in rows} == set(node.spool.names())
@@ -346,7 +355,9 @@ def test_arrivals_that_wait_together_share_a_commit(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    receive, groups, go = node.ledger.receive, [], threading.Event()
+    receive = node.ledger.receive
+    groups = []
+    go = threading.Event()
 
     def slow(arrivals: Any) -> list[int]:
         groups.append(len(arrivals))
@@ -360,7 +371,8 @@ def test_arrivals_that_wait_together_share_a_commit(
             "all six wait for a commit", lambda: len(list(node.spool.names())) == 6 and groups
         )
         time.sleep(0.1)
-        assert not any(answer.done() for answer in answers)  # durable bytes alone are no success
+        # Durable bytes without a committed row are not answered with success.
+        assert not any(answer.done() for answer in answers)
         go.set()
         assert [answer.result() for answer in answers] == [[0x0000]] * 6
     assert sum(groups) == 6
@@ -371,7 +383,9 @@ def test_stopping_finishes_what_is_being_received_and_takes_nothing_new(
     start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    receive, entered, go = node.ledger.receive, threading.Event(), threading.Event()
+    receive = node.ledger.receive
+    entered = threading.Event()
+    go = threading.Event()
 
     def slow(arrivals: Any) -> list[int]:
         entered.set()
@@ -387,7 +401,8 @@ def test_stopping_finishes_what_is_being_received_and_takes_nothing_new(
         wait_until("the idle association is ended", lambda: idle.is_aborted)
         with pytest.raises(ConnectionRefusedError):
             node.connect()
-        time.sleep(0.3)  # for whoever were to abort it too
+        # Time in which the node would abort the busy association too, if it did.
+        time.sleep(0.3)
         assert not stopped.done()
         go.set()
         assert answer.result() == 0x0000
@@ -396,12 +411,11 @@ def test_stopping_finishes_what_is_being_received_and_takes_nothing_new(
 
 
 class Resources:
-    """Threads and file descriptors of this process now, when no association is open."""
+    """The threads and file descriptors of this process while no association is open."""
 
     def __init__(self, node: Node, threads: int) -> None:
-        assert store(node, image("1.2.1")) == [
-            0x0000
-        ]  # the ledger's connections are open from now on
+        # It opens the ledger's connections, which stay open.
+        assert store(node, image("1.2.1")) == [0x0000]
         self.threads = threads
         wait_until("threads end", lambda: threading.active_count() <= threads)
         self.descriptors = self._open()
@@ -454,7 +468,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("how", WHOLE)
-def test_a_message_is_taken_however_it_is_cut_up(start: Callable[..., Node], how: str) -> None:
+def test_a_message_is_stored_however_it_is_fragmented(start: Callable[..., Node], how: str) -> None:
     node = start()
     with RawSender(node) as sender:
         for _ in range(2):
@@ -556,7 +570,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("how", COMMANDS)
-def test_no_data_set_is_collected_in_memory_however_its_command_is_cut_up(
+def test_a_data_set_is_written_as_it_arrives_however_its_command_is_fragmented(
     start: Callable[..., Node], tmp_path: Path, how: str
 ) -> None:
     node = start()
@@ -573,10 +587,10 @@ def test_no_data_set_is_collected_in_memory_however_its_command_is_cut_up(
 
 
 @pytest.mark.parametrize("pieces", [2, 7, 1000])
-def test_a_message_without_a_priority_is_stored_however_its_command_is_cut_up(
+def test_a_message_without_priority_is_stored_however_its_command_is_fragmented(
     start: Callable[..., Node], pieces: int
 ) -> None:
-    """PS3.7 9.3.1.1 wants a priority."""
+    """Priority is mandatory (PS3.7 9.3.1.1), but some senders leave it out."""
     node = start()
     odd = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")
     parts = [
@@ -613,18 +627,19 @@ UNBOUNDED = {
 
 
 @pytest.mark.parametrize("how", UNBOUNDED)
-def test_what_would_be_collected_in_memory_ends_the_association(
+def test_a_command_set_without_bound_ends_the_association(
     start: Callable[..., Node], how: str
 ) -> None:
     node = start()
     with RawSender(node) as sender:
-        with contextlib.suppress(ConnectionError):  # ended before all was said
+        # The node may end the association before everything is sent.
+        with contextlib.suppress(ConnectionError):
             sender.send(*UNBOUNDED[how])
         assert sender.answer()[0] in (0x07, 0x00)
     assert store(node, image()) == [0x0000]
 
 
-def test_peers_whose_pdus_are_tiny_are_served(start: Callable[..., Node]) -> None:
+def test_a_peer_with_a_tiny_maximum_pdu_length_is_served(start: Callable[..., Node]) -> None:
     node = start()
     with RawSender(node, maximum_pdu_bytes=64) as sender:
         sender.send(*WHOLE["one PDU"])
@@ -649,16 +664,18 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_what_does_not_become_whole_leaves_nothing(
+def test_an_incomplete_message_leaves_no_file(
     start: Callable[..., Node], tmp_path: Path, how: str
 ) -> None:
     node = start()
     big = p_data((DATA, b"\0" * 500_000))
     with RawSender(node) as sender:
-        sender.send(*HALF, big, big, big)  # so much that it was being written already
+        # Enough data that the node has begun to write the file.
+        sender.send(*HALF, big, big, big)
         wait_until("it is being written", lambda: list(tmp_path.rglob("*.part")))
         sender.send(*BROKEN[how])
-        with contextlib.suppress(OSError):  # the node may have ended the connection already
+        # The node may have ended the connection already.
+        with contextlib.suppress(OSError):
             sender.socket.shutdown(socket.SHUT_WR)
         while sender.answer()[0]:
             pass
@@ -700,7 +717,7 @@ def test_a_peer_that_falls_silent_after_sending_is_ended(
         halfway.send(*HALF)
         assert halfway.answer()[0] == silent.answer()[0] == 0x07
     assert len(node.rows()) == len(list(node.spool.names())) == 1
-    wait_until("both ends are told", lambda: caplog.text.count("limits.idle_s") == 2)
+    wait_until("both ends are logged", lambda: caplog.text.count("limits.idle_s") == 2)
     assert "0.5 s without a message (limits.idle_s); 1 stored, 0 refused" in caplog.text
     assert "0.5 s without the rest of a message (limits.idle_s)" in caplog.text
 
@@ -734,8 +751,9 @@ def test_the_answer_comes_after_bytes_name_and_row(
         assert disk_steps == ["named", "bytes synced", "folder synced", "committed"]
 
 
-def test_the_answer_does_not_wait_for_its_line_of_the_log(start: Callable[..., Node]) -> None:
-    answered, came_first = threading.Event(), SimpleQueue[bool]()
+def test_the_answer_does_not_wait_for_its_log_line(start: Callable[..., Node]) -> None:
+    answered = threading.Event()
+    came_first = SimpleQueue[bool]()
 
     class Slow(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -743,7 +761,8 @@ def test_the_answer_does_not_wait_for_its_line_of_the_log(start: Callable[..., N
                 came_first.put(answered.wait(3))
 
     logger = logging.getLogger("pleura.receive")
-    slow, level = Slow(), logger.level
+    slow = Slow()
+    level = logger.level
     logger.addHandler(slow)
     logger.setLevel(logging.INFO)
     try:
@@ -757,16 +776,18 @@ def test_the_answer_does_not_wait_for_its_line_of_the_log(start: Callable[..., N
         logger.setLevel(level)
 
 
-def test_no_room_in_the_middle_of_a_message_gives_back_what_it_took(
+def test_a_disk_that_fills_up_during_a_message_gets_its_space_back(
     start: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = start()
-    free, big = node.spool.free_bytes(), p_data((DATA, b"\0" * 600_000))
+    free = node.spool.free_bytes()
+    big = p_data((DATA, b"\0" * 600_000))
     with RawSender(node) as sender:
         sender.send(*HALF, big, big)
         wait_until("it is being written", lambda: list(tmp_path.rglob("*.part")))
         monkeypatch.setattr(node.spool, "free_bytes", lambda: 1000)
-        time.sleep(0.2)  # what was found free a moment ago does not count any more
+        # Longer than the node relies on its last look at the free space.
+        time.sleep(0.2)
         sender.send(big, big)
         wait_until("nothing of it is left", lambda: not list(tmp_path.rglob("*.part")))
         sender.send(big, p_data((DATA | LAST, BODY)))
@@ -804,21 +825,26 @@ def test_whatever_bytes_come_honest_senders_get_through_and_nothing_leaks(
     threads = threading.active_count()
     node = start(limits=Limits(request_s=1.0, pdu_s=1.0, idle_s=2.0))
     resources = Resources(node, threads + OF_A_NODE)
-    for rude in (False, True):
+    for closes_first in (False, True):
         connections = []
         for said in HOSTILE.values():
             connection = node.connect()
-            with contextlib.suppress(ConnectionError):  # thrown out before it had said all
+            # The node may end the connection before everything is sent.
+            with contextlib.suppress(ConnectionError):
                 connection.sendall(said)
             connections.append(connection)
+
         assert store(node, image("1.2.2")) == [0x0000]
         for connection in connections:
-            if not rude:  # wait to be thrown out
+            # In the second round we close first; in the first we wait until the node closes.
+            if not closes_first:
                 connection.settimeout(DEADLINE_S)
-                with connection, contextlib.suppress(ConnectionError):  # a reset is an end as well
+                # A reset is an end too.
+                with connection, contextlib.suppress(ConnectionError):
                     while connection.recv(4096):
                         pass
             connection.close()
+
     wait_until("threads and descriptors are back", resources.are_back)
     assert store(node, image("1.2.3")) == [0x0000]
     assert "a PDU of 4294967295 bytes" in caplog.text
@@ -831,9 +857,11 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(
     threads = threading.active_count() + OF_A_NODE
     node = start()
     resources = Resources(node, threads)
-    for _ in range(500):  # a load balancer's probes
+
+    # A load balancer's probes, then connections that stay open and send nothing.
+    for _ in range(500):
         node.connect().close()
-    held = [node.connect() for _ in range(300)]  # and connections that stay, and never say a word
+    held = [node.connect() for _ in range(300)]
     assert threading.active_count() <= threads
     assert store(node, image("1.2.2")) == [0x0000]
     for connection in held:
@@ -843,8 +871,8 @@ def test_bare_connects_cost_no_threads_and_do_not_lock_out_honest_senders(
 
 
 def large_request() -> bytes:
-    """More than any toolkit proposes: 128 contexts (PS3.8 9.3.2.2: odd IDs) of 45 transfer
-    syntaxes.
+    """An association request larger than any toolkit's: 128 contexts, the most that odd IDs allow
+    (PS3.8 9.3.2.2), with 45 transfer syntaxes each.
     """
 
     def item(kind: int, body: bytes) -> bytes:
@@ -858,13 +886,14 @@ def large_request() -> bytes:
         item(0x20, bytes([number, 0, 0, 0]) + context) for number in range(1, 256, 2)
     )
     usual = associate_rq(b"TESTER")
-    head, user = usual[6:99], usual[usual.index(b"\x50\0\0") :]
+    head = usual[6:99]
+    user = usual[usual.index(b"\x50\0\0") :]
     body = head + contexts + user
     return struct.pack(">BBL", 1, 0, len(body)) + body
 
 
 @pytest.mark.parametrize("said", [associate_rq(b"TESTER"), large_request()], ids=["usual", "large"])
-def test_a_request_in_pieces_is_no_association_before_it_is_whole(
+def test_a_request_takes_no_thread_until_it_is_complete(
     start: Callable[..., Node], said: bytes
 ) -> None:
     threads = threading.active_count() + OF_A_NODE
@@ -876,9 +905,11 @@ def test_a_request_in_pieces_is_no_association_before_it_is_whole(
             assert threading.active_count() <= threads
         connection.sendall(said[-1:])
         assert connection.recv(1) == b"\x02"
-    with node.connect() as connection:  # closed half-way
+
+    # A connection that closes within its request
+    with node.connect() as connection:
         connection.sendall(said[:-1])
-    wait_until("nobody is waited for", lambda: node.receiver.waiting_connections == 0)
+    wait_until("no connection is waiting", lambda: node.receiver.waiting_connections == 0)
 
 
 ENDED_AT_ONCE = {
@@ -905,7 +936,9 @@ def test_a_rejected_peer_keeps_no_slot(start: Callable[..., Node], how: str) -> 
 
 
 def test_a_rejected_peer_closes_first(start: Callable[..., Node]) -> None:
-    """PS3.8 9.2, Sta13: some toolkits take a connection that ends under them for an abort."""
+    """The node waits for the peer to close (PS3.8 9.2, Sta13): some toolkits take a connection that
+    the acceptor closes for an abort.
+    """
     node = start(limits=Limits(close_s=60.0))
     with node.connect() as connection:
         connection.sendall(associate_rq(b"TESTER").replace(b"PLEURA", b"NOBODY"))
@@ -936,7 +969,9 @@ def test_a_connection_that_cannot_be_watched_ends_and_others_are_served(
     assert store(node, image()) == [0x0000]
 
 
-def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., Node]) -> None:
+def test_silent_connections_from_one_address_evict_only_each_other(
+    start: Callable[..., Node],
+) -> None:
     node = start()
     held = [node.connect("127.0.0.2")]
     held += [node.connect() for _ in range(node.receiver.limits.connections + 20)]
@@ -947,7 +982,7 @@ def test_a_silent_crowd_from_one_address_is_its_own_rival(start: Callable[..., N
 
 
 class Echoed:
-    """A session that answers C-ECHO alone (daemon.dicom.acceptor.Session)."""
+    """A session that answers only C-ECHO (daemon.dicom.acceptor.Session)."""
 
     supported = MappingProxyType({"1.2.840.10008.1.1": Supported(("1.2.840.10008.1.2",))})
 
@@ -961,8 +996,10 @@ class Echoed:
         pass
 
 
-def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
-    """Read before they can be served, they would lie in our memory, any number of them."""
+def test_requests_whose_answers_are_not_read_stay_with_their_sender() -> None:
+    """Back-pressure: if the node read requests before it can answer, any number would fill its
+    memory.
+    """
     command = b"".join(
         struct.pack("<HHL", 0, number, len(value)) + value
         for number, value in (
@@ -993,7 +1030,7 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
                 sent += theirs.send((echo * 100)[sent % len(echo) :])
         assert sent < 100_000
 
-        # Once the answers are read, each request that was sent is answered.
+        # When the answers are read, each request that was sent is answered.
         theirs.settimeout(DEADLINE_S)
         unsent = -sent % len(echo)
         rest = echo[len(echo) - unsent :]
@@ -1009,21 +1046,22 @@ def test_requests_that_nobody_waits_for_lie_with_their_sender() -> None:
 
 def test_a_message_that_never_ends_is_cut_off(start: Callable[..., Node]) -> None:
     node = start(limits=Limits(store_bytes=1_000_000))
-    # The bound is for one message.
+    # The limit is for one message, not for the association.
     assert store(node, *[image("1.2.1", size_bytes=600_000)] * 3) == [0x0000] * 3
     assert store(node, image("1.2.2", size_bytes=3_000_000)) == [None]
     assert {row["sop_instance_uid"] for row in node.rows()} == {"1.2.1"}
     assert store(node, image("1.2.3")) == [0x0000]
 
 
-# Without a priority.
+# A C-STORE-RQ without priority.
 ODD = c_store().replace(struct.pack("<HHLH", 0, 0x0700, 2, 0), b"")
-REPORT = c_store(E0100=b"\x00\x01", E1002=b"\1\0")  # an N-EVENT-REPORT-RQ (PS3.7 E.1-1)
+# An N-EVENT-REPORT-RQ (PS3.7 E.1-1).
+REPORT = c_store(E0100=b"\x00\x01", E1002=b"\1\0")
 MEGABYTE = p_data((DATA, bytes(1_000_000)))
 
 
 def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
-    """What else the node answers is collected in memory, and is small."""
+    """The node reads every other message into memory, so it limits their size."""
     node = start()
     for command in (c_store(), ODD):
         with RawSender(node) as sender:
@@ -1033,7 +1071,8 @@ def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
             assert sender.status() == 0x0000
     for begun in (p_data((COMMAND | LAST, REPORT)), p_data((COMMAND, REPORT))):
         with RawSender(node) as sender:
-            with contextlib.suppress(ConnectionError):  # ended before all was said
+            # The node may end the association before everything is sent.
+            with contextlib.suppress(ConnectionError):
                 sender.send(
                     begun,
                     *[MEGABYTE if begun[11] & LAST else p_data((COMMAND, bytes(1_000_000)))] * 6,
@@ -1041,12 +1080,12 @@ def test_only_a_c_store_may_be_large(start: Callable[..., Node]) -> None:
             assert sender.answer()[0] in (0x07, 0x00)
 
 
-def test_an_unproductive_sender_with_most_slots_makes_way_for_others(
+def test_an_unproductive_association_of_the_busiest_sender_ends_for_another_sender(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     node = start(limits=Limits(associations=4, unproductive_s=3.0))
 
-    def is_let_in(address: str) -> bool:
+    def is_accepted(address: str) -> bool:
         with node.connect(address) as connection:
             connection.sendall(associate_rq(b"TESTER", CR))
             return connection.recv(1) == b"\x02"
@@ -1056,18 +1095,23 @@ def test_an_unproductive_sender_with_most_slots_makes_way_for_others(
         other = places.enter_context(RawSender(node, address="127.0.0.3"))
         for sender in (*crowd, other):
             sender.send(*HALF)
-        assert not is_let_in("127.0.0.1")  # they have only just begun
+        # Their associations have only just begun.
+        assert not is_accepted("127.0.0.1")
+
         time.sleep(3.1)
         for sender in crowd[1:]:
             sender.send(p_data((DATA | LAST, BODY)), *HALF)
             assert sender.status() == 0x0000
-        assert not is_let_in("127.0.0.2")  # its own rival
-        assert is_let_in("127.0.0.1")
+        # The sender that holds most slots gets no more of them; another sender does.
+        assert not is_accepted("127.0.0.2")
+        assert is_accepted("127.0.0.1")
         assert crowd[0].answer()[0] in (0x07, 0x00)
-        wait_until("a place is free", lambda: node.receiver.associations == 3)
+        wait_until("a slot is free", lambda: node.receiver.associations == 3)
+
         crowd[0] = places.enter_context(RawSender(node, address="127.0.0.1"))
         time.sleep(3.1)
-        assert not is_let_in("127.0.0.4")  # nobody has more than half
+        # No sender holds more than half of the slots.
+        assert not is_accepted("127.0.0.4")
         for sender in (*crowd[1:], other):
             sender.send(p_data((DATA | LAST, BODY)))
             assert sender.status() == 0x0000

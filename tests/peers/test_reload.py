@@ -1,5 +1,5 @@
-"""SIGHUP to a node that runs: a changed model package takes over, a broken one does not, and nobody
-waits.
+"""SIGHUP to a running node: a changed model package is taken into service, a broken package is not,
+and no image waits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Running:
 
     def __init__(self, folder: Path, port: int) -> None:
         self.package = models.write(folder / "model", models.tiny_networks())
-        self.outbox, self._folder = folder / "outbox", folder
+        self.outbox = folder / "outbox"
+        self._folder = folder
         outbox = {"name": "outbox", "folder": str(self.outbox), "results": ["SC"]}
         self.node = Node(
             folder / "node", port, model=str(self.package), device="cpu", destinations=[outbox]
@@ -41,7 +42,7 @@ class Running:
         part.rename(path)
 
     def hang_up(self) -> None:
-        """What `systemctl reload` sends."""
+        """Send SIGHUP, as `systemctl reload` does."""
         assert self.node.process is not None
         os.kill(self.node.process.pid, signal.SIGHUP)
 
@@ -49,21 +50,25 @@ class Running:
         return self.node.log.read_text()
 
     def version_for_a_new_image(self) -> tuple[str, str]:
-        """The model's version in the ledger's row and in the overlay of an image that is sent now."""
+        """Send an image. Returns the model version in its ledger row, and the versions in its
+        overlay.
+        """
         self._sent += 1
         path = phantom.write(phantom.draw(self._sent, False, 256), self._folder / "sent.dcm")
         uid = str(dcmread(path, stop_before_pixels=True).SOPInstanceUID)
+
         (answer,) = send([path], ("127.0.0.1", self.node.port), "PLEURA", "MODALITY")
         assert answer.ok, answer
         self.node.wait_done(self._sent)
         (row,) = Ledger.existing(str(self.node.settings["ledger"])).inspect.history(uid)
         results = [dcmread(path) for path in self.outbox.glob("*.dcm")]
         (overlay,) = [
-            one for one in results if one.SourceImageSequence[0].ReferencedSOPInstanceUID == uid
+            result
+            for result in results
+            if result.SourceImageSequence[0].ReferencedSOPInstanceUID == uid
         ]
-        return str(row["model"]).split()[1], str(
-            overlay.ContributingEquipmentSequence[0].SoftwareVersions
-        )
+        in_overlay = str(overlay.ContributingEquipmentSequence[0].SoftwareVersions)
+        return str(row["model"]).split()[1], in_overlay
 
 
 @pytest.fixture
@@ -99,7 +104,8 @@ def test_a_changed_package_is_taken_into_service_and_a_broken_one_is_not(running
         assert "weights.safetensors" in line
         assert "7.0.1" in line
 
-        assert node.role_pid("analyse") == analyse  # it is the same process all along
+        # The process has not been restarted.
+        assert node.role_pid("analyse") == analyse
         assert node.stop() == 0
 
 
@@ -114,6 +120,7 @@ def test_a_reload_in_the_middle_of_work_loses_nothing(running: Running) -> None:
             dataset.save_as(path)
             (answer,) = send([path], ("127.0.0.1", node.port), "PLEURA", "MODALITY")
             assert answer.ok
+
             if number == 4:
                 running.change("7.0.1")
                 running.hang_up()
@@ -127,7 +134,7 @@ def test_a_reload_in_the_middle_of_work_loses_nothing(running: Running) -> None:
         wait_until("the new model serves", lambda: "the model in service is now" in running.log())
 
 
-def test_other_roles_do_not_end_by_it(running: Running) -> None:
+def test_sighup_does_not_end_the_other_roles(running: Running) -> None:
     roles = ("receive", "deliver")
     with running.node as node:
         pids = [wait_until(role, lambda role=role: node.role_pid(role)) for role in roles]

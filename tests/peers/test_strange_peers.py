@@ -1,6 +1,6 @@
-"""Peers as public reports have them: padded titles, unknown items, other protocols, missing UIDs.
+"""Odd peers from public bug reports: padded titles, unknown items, other protocols, missing UIDs.
 
-Each has its log line.
+The tests also check the log line of each.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from tests.peers.receiving import (
 from tools.peers.harness import Orthanc
 from tools.peers.waiting import wait_until
 
-IMPLICIT, EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
+IMPLICIT = b"1.2.840.10008.1.2"
+EXPLICIT = b"1.2.840.10008.1.2.1"
 COMMITMENT = b"1.2.840.10008.1.20.1"
 APPLICATION = b"1.2.840.10008.3.1.1.1"
 
@@ -62,7 +63,9 @@ def request(
     syntaxes: tuple[bytes, ...] = (IMPLICIT,),
     user: bytes = b"",
 ) -> bytes:
-    """An A-ASSOCIATE-RQ for CR; `items` come before its context, `user` into its user item."""
+    """An A-ASSOCIATE-RQ for CR. `items` come before its context; `user` is added to its user
+    information.
+    """
     parts = item(0x30, CR.encode()) + b"".join(item(0x40, each) for each in syntaxes)
     context = item(0x20, bytes([context_id, 0, 0, 0]) + parts)
     information = item(0x50, item(0x51, struct.pack(">L", 16384)) + item(0x52, b"1.2.3") + user)
@@ -73,7 +76,7 @@ def request(
 
 
 class RawPeer(RawSender):
-    """A connection that sends what it is given."""
+    """A connection that sends the given bytes first."""
 
     def __init__(self, node: Node, said: bytes) -> None:
         self.socket = node.connect()
@@ -99,7 +102,7 @@ TOLERATED = {
 
 
 @pytest.mark.parametrize("what", TOLERATED)
-def test_a_peer_with_this_stores(start: Callable[..., Node], what: str) -> None:
+def test_a_peer_with_a_tolerated_oddity_can_store(start: Callable[..., Node], what: str) -> None:
     node = start(peers=(Peer(ae_title="XRAY1", host="127.0.0.1"),))
     with RawPeer(node, TOLERATED[what]) as peer:
         assert peer.answer()[0] == 0x02
@@ -186,7 +189,7 @@ ABORTED = {
 
 
 @pytest.mark.parametrize("what", ABORTED)
-def test_another_beginning_is_aborted_with_one_line(
+def test_a_connection_without_a_valid_request_is_aborted_with_one_line(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     said, reason, words = ABORTED[what]
@@ -198,7 +201,7 @@ def test_another_beginning_is_aborted_with_one_line(
             assert peer.answer()[0] == 0
     wait_until("it is logged", lambda: words in caplog.text)
     assert "connection from 127.0.0.1 ended: " in caplog.text
-    # What comes before any request is said once a minute; a request has its own line each time.
+    # Bytes that are no request are logged once a minute; an invalid request is logged each time.
     assert caplog.text.count(words) == (2 if said[0] == 1 else 1)
     assert all(record.getMessage().isprintable() for record in caplog.records)
 
@@ -276,7 +279,7 @@ OTHER_MESSAGES = {
 
 
 @pytest.mark.parametrize("what", OTHER_MESSAGES)
-def test_any_other_message_has_its_status_and_the_association_goes_on(
+def test_an_unsupported_message_is_answered_and_the_association_goes_on(
     start: Callable[..., Node], what: str
 ) -> None:
     command, more, status = OTHER_MESSAGES[what]
@@ -335,7 +338,7 @@ def test_an_association_s_end_is_one_line_with_its_reason(
     assert caplog.text.count("no message came") == 1
 
 
-def test_a_slow_pdu_is_told_as_such(
+def test_a_pdu_that_takes_too_long_is_named_in_the_log(
     start: Callable[..., Node], caplog: pytest.LogCaptureFixture
 ) -> None:
     node = start(limits=Limits(pdu_s=0.5))
@@ -346,7 +349,7 @@ def test_a_slow_pdu_is_told_as_such(
     wait_until("it is logged", lambda: "more than 0.5 s for one PDU" in caplog.text)
 
 
-# ---- whole conversations with other toolkits
+# -- whole conversations with other toolkits
 
 FAMILIES = {"uncompressed": "-xe", "JPEG": "-xy", "JPEG-LS": "-xt"}
 
@@ -361,6 +364,7 @@ def test_dcmtk_storescu(
     if family == "uncompressed":
         files = [data / "node" / "RG2_UNC.dcm"]
     options = ("-usr", "me", "-pwd", "secret") if identity else ()
+
     sent = storescu(peer, node, files, FAMILIES[family], *options)
     assert sent.returncode == 0, sent.stderr
     (row,) = node.rows()
@@ -372,9 +376,11 @@ def test_dcmtk_dcmsend_and_echoscu(start: Callable[..., Node], peer: Program, da
     where = ["127.0.0.1", str(node.port)]
     files = [*siim(data, 1)[JPEG], *siim(data, 1)[JPEG_LS], data / "node" / "RG2_UNC.dcm"]
     command = [peer("dcmsend"), "-aec", "PLEURA", "--decompress-never", *where, *map(str, files)]
+
     sent = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert sent.returncode == 0, sent.stderr
     assert len(node.rows()) == 3
+
     echo = [peer("echoscu"), "-aec", "PLEURA", "--repeat", "3", *where]
     assert subprocess.run(echo, timeout=60).returncode == 0
 
@@ -394,6 +400,7 @@ def test_pynetdicom(start: Callable[..., Node], extended: bool) -> None:
         identity.primary_field = b"me"
         identity.positive_response_requested = False
         more = [window, identity]
+
     keep = [(evt.EVT_CONN_OPEN, lambda event: node.sockets.append(event.assoc.dul.socket.socket))]
     association = entity.associate(
         "127.0.0.1", node.port, ae_title="PLEURA", ext_neg=more, evt_handlers=keep

@@ -1,5 +1,5 @@
-"""DICOM over TLS with DCMTK and Orthanc in both directions, with and without the right certificate,
-and while certificates are renewed.
+"""DICOM over TLS with DCMTK and Orthanc in both directions: with right and wrong certificates, and
+while certificates are renewed.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ def xray(ca: Authority) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def untrusted(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A certificate for XRAY1 from an authority that the node does not trust."""
     return Authority(tmp_path_factory.mktemp("elsewhere"), "Another CA").issue("XRAY1")
 
 
 class Node:
-    """A receiver with a TLS port and, where it is wanted, a plain port."""
+    """A receiver with a TLS port and, unless `port` is None, a plain port."""
 
     def __init__(
         self,
@@ -102,20 +103,22 @@ def start(tmp_path: Path, ca: Authority, node_pair: Pair) -> Iterator[Callable[.
     """start(tls={...}, key=value...) -> a listening node."""
     with contextlib.ExitStack() as running:
 
-        def one(
+        def begin(
             tls: dict[str, Any] | None = None, limits: Limits | None = None, **settings: Any
         ) -> Node:
             mine = {**node_pair.settings(), "ca": str(ca.certificate)} | (tls or {})
             return running.enter_context(Node(tmp_path, mine, limits, **settings))
 
-        yield one
+        yield begin
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     path = tmp_path / "picture.dcm"
     dataset = image("1.2.3.4.5", SC, 300_000)
-    dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1", "1.2.6", "1.2.7"
+    dataset.PatientID = "1"
+    dataset.StudyInstanceUID = "1.2.6"
+    dataset.SeriesInstanceUID = "1.2.7"
     dcmwrite(path, dataset, enforce_file_format=True)
     return path
 
@@ -134,7 +137,7 @@ def dcmtk(program: str, port: int, ca: Authority, pair: Pair, *more: str) -> int
 
 
 def archive(port: int, tls: dict[str, Any] | bool, **more: Any) -> Config:
-    """Settings of a node with one archive, as a sender in this process uses them."""
+    """Settings with one archive as the destination, for a sender in this process."""
     pacs = {"name": "pacs", "ae_title": "PLEURA", "host": "127.0.0.1", "port": port, "tls": tls}
     return Config.model_validate(
         {"ae_title": "XRAY1", "port": 11112, "destinations": [pacs]} | more
@@ -142,7 +145,7 @@ def archive(port: int, tls: dict[str, Any] | bool, **more: Any) -> Config:
 
 
 def send(config: Config, *paths: Path) -> list[int]:
-    """C-STORE over the link that a delivery uses."""
+    """C-STORE over the same kind of link as a delivery. Returns the statuses."""
     (there,) = config.destinations
     assert isinstance(there, DicomDestination)
     objects = [describe(path) for path in paths]
@@ -164,8 +167,10 @@ def test_dcmtk_echoes_and_stores_over_tls(
     node = start()
     assert dcmtk(peer("echoscu"), node.tls_port, ca, xray) == 0
     assert dcmtk(peer("storescu"), node.tls_port, ca, xray, str(picture)) == 0
-    # TLS 1.2 with an AES-GCM suite of the non-downgrading profile, and the plain port beside.
+    # TLS 1.2 with an AES-GCM suite of the non-downgrading profile.
     assert dcmtk(peer("storescu"), node.tls_port, ca, xray, "--profile-bcp195", str(picture)) == 0
+
+    # The plain port still answers.
     assert node.config.port is not None
     plain = [peer("echoscu"), "-aec", "PLEURA", "127.0.0.1", str(node.config.port)]
     assert subprocess.run(plain, timeout=60, check=False).returncode == 0
@@ -180,17 +185,17 @@ def test_without_a_plain_port_there_is_only_tls(
     assert node.received() == 1
 
 
-def test_who_cannot_be_verified_is_refused_and_told_in_one_line_a_minute(
+def test_an_unverified_peer_is_refused_and_logged_once_a_minute(
     start: Callable[..., Node],
     ca: Authority,
     xray: Pair,
-    stranger: Pair,
+    untrusted: Pair,
     picture: Path,
     peer: Program,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     node = start()
-    for pair in (stranger, ca.issue_expired("expired")):
+    for pair in (untrusted, ca.issue_expired("expired")):
         assert dcmtk(peer("echoscu"), node.tls_port, ca, pair) != 0
     anonymous = [peer("echoscu"), "+tla", "+cf", str(ca.certificate), "-aec", "PLEURA"]
     for _ in range(2):
@@ -203,18 +208,18 @@ def test_who_cannot_be_verified_is_refused_and_told_in_one_line_a_minute(
     assert "connection from 127.0.0.1 ended: the TLS handshake failed" in caplog.text
 
 
-def test_a_certificate_that_is_taken_off_the_list_is_refused_from_then_on(
+def test_a_certificate_that_is_removed_from_the_list_is_refused_from_then_on(
     start: Callable[..., Node],
     ca: Authority,
     xray: Pair,
-    stranger: Pair,
+    untrusted: Pair,
     picture: Path,
     tmp_path: Path,
 ) -> None:
     listed = tmp_path / "peers.pem"
-    listed.write_bytes(xray.certificate.read_bytes() + stranger.certificate.read_bytes())
+    listed.write_bytes(xray.certificate.read_bytes() + untrusted.certificate.read_bytes())
     node = start({"ca": str(listed)})
-    theirs = archive(node.tls_port, client_settings(ca, stranger))
+    theirs = archive(node.tls_port, client_settings(ca, untrusted))
     assert send(theirs, picture) == [0x0000]
 
     listed.write_bytes(xray.certificate.read_bytes())
@@ -223,7 +228,7 @@ def test_a_certificate_that_is_taken_off_the_list_is_refused_from_then_on(
     assert send(archive(node.tls_port, client_settings(ca, xray)), picture) == [0x0000]
 
 
-def test_a_peer_that_is_tied_to_a_certificate_is_admitted_with_no_other(
+def test_a_peer_that_is_tied_to_a_certificate_is_accepted_only_with_it(
     start: Callable[..., Node],
     ca: Authority,
     xray: Pair,
@@ -241,7 +246,7 @@ def test_a_peer_that_is_tied_to_a_certificate_is_admitted_with_no_other(
     with pytest.raises(LinkDownError, match="rejected"):
         send(archive(node.config.port, False), picture)
 
-    # The line is written once the peer has its answer.
+    # The node writes the line after it has answered the peer.
     wait_until("both are logged", lambda: caplog.text.count("tie this AE") == 2)
     told = caplog.text
     assert "subject 'CN=XRAY1', and 'CN=other" in told
@@ -278,7 +283,7 @@ def node_connection(port: int) -> socket.socket:
 
 
 def client_hello() -> bytes:
-    """The first flight of a client that never sends its second."""
+    """The first TLS flight of a client."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     outgoing = ssl.MemoryBIO()
@@ -317,12 +322,12 @@ def test_a_half_handshake_and_a_silent_peer_after_it_end_at_the_deadline(
             while half.recv(4096):
                 pass
             assert silent.recv(1) == b""
-    wait_until("nobody waits", lambda: not node.receiver.waiting_connections)
+    wait_until("no connection waits", lambda: not node.receiver.waiting_connections)
 
 
 @pytest.fixture
 def slow(node_pair: Pair) -> Iterator[SlowHandshakes]:
-    """A plain port and a TLS port whose handshakes are computed for as long as the test wants."""
+    """A plain port, and a TLS port whose handshakes block until the test sets `go_on`."""
     listener = SlowHandshakes(node_pair)
     yield listener
     listener.go_on.set()
@@ -331,10 +336,11 @@ def slow(node_pair: Pair) -> Iterator[SlowHandshakes]:
 
 
 class SlowHandshakes(Listener):
-    """Keeps what it would serve."""
+    """A listener that keeps in `served` the connections that a node would serve."""
 
     def __init__(self, pair: Pair) -> None:
-        self.begun, self.go_on = threading.Semaphore(0), threading.Event()
+        self.begun = threading.Semaphore(0)
+        self.go_on = threading.Event()
         self.served: list[Served] = []
         context = node_context(
             ServerTls.model_validate({**pair.settings(), "client": "none", "port": 1})
@@ -346,7 +352,9 @@ class SlowHandshakes(Listener):
 
         # OpenSSL calls it inside each handshake, after the client's hello.
         context.current().sni_callback = compute_long
-        self.plain_port, self.tls_port = unused_port(), unused_port()
+
+        self.plain_port = unused_port()
+        self.tls_port = unused_port()
         super().__init__(
             [Port("127.0.0.1", self.plain_port), Port("127.0.0.1", self.tls_port, context)],
             Limits(request_s=0.2, connections=64),
@@ -354,13 +362,13 @@ class SlowHandshakes(Listener):
         )
 
     def say_hello(self, crowd: contextlib.ExitStack) -> socket.socket:
-        """A peer's first flight."""
+        """Connect a peer and send its first flight."""
         peer = crowd.enter_context(node_connection(self.tls_port))
         peer.sendall(client_hello())
         return peer
 
 
-def test_a_handshake_that_is_computed_holds_up_no_other_connection(slow: SlowHandshakes) -> None:
+def test_a_slow_handshake_delays_no_other_connection(slow: SlowHandshakes) -> None:
     slow.start()
     with contextlib.ExitStack() as crowd:
         slow.say_hello(crowd)
@@ -372,14 +380,14 @@ def test_a_handshake_that_is_computed_holds_up_no_other_connection(slow: SlowHan
         slow.served[0].close()
 
 
-def test_a_connection_whose_handshake_is_computed_or_due_ends_at_its_deadline(
+def test_a_connection_in_or_before_its_handshake_ends_at_its_deadline(
     slow: SlowHandshakes,
 ) -> None:
     slow.start()
     with contextlib.ExitStack() as crowd:
         peers = [slow.say_hello(crowd) for _ in range(20)]
         assert slow.begun.acquire(timeout=DEADLINE_S)
-        wait_until("nobody waits", lambda: not slow.waiting)
+        wait_until("no connection waits", lambda: not slow.waiting)
 
         slow.go_on.set()
         for peer in peers:
@@ -389,7 +397,7 @@ def test_a_connection_whose_handshake_is_computed_or_due_ends_at_its_deadline(
     assert not slow.served
 
 
-def test_a_stop_ends_connections_whose_handshake_is_computed_or_due(slow: SlowHandshakes) -> None:
+def test_a_stop_ends_connections_in_or_before_their_handshake(slow: SlowHandshakes) -> None:
     slow.start()
     with contextlib.ExitStack() as crowd:
         peers = [slow.say_hello(crowd) for _ in range(20)]
@@ -397,7 +405,7 @@ def test_a_stop_ends_connections_whose_handshake_is_computed_or_due(slow: SlowHa
 
         stopping = threading.Thread(target=slow.stop)
         stopping.start()
-        wait_until("no connection is taken", lambda: not slow.is_alive())
+        wait_until("the listener has ended", lambda: not slow.is_alive())
         slow.go_on.set()
         stopping.join(DEADLINE_S)
         assert not stopping.is_alive()
@@ -408,7 +416,7 @@ def test_a_stop_ends_connections_whose_handshake_is_computed_or_due(slow: SlowHa
         assert not slow.waiting
 
 
-def test_a_request_behind_the_handshake_may_come_in_pieces(
+def test_a_request_after_the_handshake_may_come_in_pieces(
     start: Callable[..., Node], ca: Authority, xray: Pair
 ) -> None:
     node = start()
@@ -452,6 +460,7 @@ def test_renewal_under_load_drops_nothing(
     (there,) = config.destinations
     assert isinstance(there, DicomDestination)
     objects = [describe(picture)]
+
     with Link.open("XRAY1", remote_of(config, there), proposal([objects[0].syntaxes])) as open_link:
         senders = [threading.Thread(target=load) for _ in range(2)]
         for each in senders:
@@ -460,13 +469,14 @@ def test_renewal_under_load_drops_nothing(
             put(pair)
             seen = len(statuses)
             wait_until("associations go on", lambda seen=seen: len(statuses) >= seen + 4)
-        # An association from before every renewal still works.
+        # An association that was open before the first renewal still works.
         assert open_link.store(objects[0]).status == 0x0000
         stop.set()
         for each in senders:
             each.join()
 
     assert statuses
+
     assert set(statuses) == {0x0000}
     context = ssl.create_default_context(cafile=ca.certificate)
     context.load_cert_chain(xray.certificate, xray.key)
@@ -491,7 +501,7 @@ def test_objects_larger_than_any_buffer_arrive_byte_for_byte(
 
 
 class InPieces(PlainConnection):
-    """Bytes that come in these pieces; `calls` tells what was done about them."""
+    """A connection whose bytes arrive in given pieces. `calls` lists acknowledgements and waits."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self.pieces = pieces
@@ -507,11 +517,14 @@ class InPieces(PlainConnection):
         return len(piece)
 
 
-def test_what_came_is_acknowledged_before_more_is_awaited(ca: Authority, node_pair: Pair) -> None:
-    """A sender with Nagle's algorithm holds back the end of an object until then."""
+def test_received_bytes_are_acknowledged_before_the_next_wait(
+    ca: Authority, node_pair: Pair
+) -> None:
+    """A sender with Nagle's algorithm holds back the end of an object until they are."""
     tls = ServerTls.model_validate({**node_pair.settings(), "client": "none", "port": 1})
     client = ssl.create_default_context(cafile=ca.certificate)
-    upwards, downwards = ssl.MemoryBIO(), ssl.MemoryBIO()
+    upwards = ssl.MemoryBIO()
+    downwards = ssl.MemoryBIO()
     node = node_context(tls).current().wrap_bio(upwards, downwards, server_side=True)
     peer = client.wrap_bio(downwards, upwards, server_hostname="localhost")
     for end in (peer, node, peer, node):
@@ -523,6 +536,7 @@ def test_what_came_is_acknowledged_before_more_is_awaited(ca: Authority, node_pa
     for part in (b"command", b"object"):
         peer.write(part)
         pieces.append(upwards.read())
+
     plain = InPieces(pieces)
     received = bytearray(len(b"command" + b"object"))
     connection = TlsConnection(plain, node, (upwards, downwards), b"")
@@ -543,7 +557,7 @@ def test_what_came_is_acknowledged_before_more_is_awaited(ca: Authority, node_pa
 
 @contextlib.contextmanager
 def storescp(program: str, folder: Path, *options: str) -> Iterator[int]:
-    """DCMTK's storescp; gives its port."""
+    """Run DCMTK's storescp; yields its port."""
     folder.mkdir()
     port = unused_port()
     command = [program, *options, "-od", str(folder), "-aet", "PLEURA", str(port)]
@@ -563,8 +577,8 @@ def _listens(port: int) -> bool:
     return True
 
 
-def test_results_go_to_storescp_over_tls_when_both_are_who_they_should_be(
-    peer: Program, ca: Authority, node_pair: Pair, xray: Pair, stranger: Pair,
+def test_results_go_to_storescp_over_tls_only_if_both_certificates_are_right(
+    peer: Program, ca: Authority, node_pair: Pair, xray: Pair, untrusted: Pair,
     picture: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     theirs = ["+tls", str(node_pair.key), str(node_pair.certificate), "+cf", str(ca.certificate)]
@@ -579,7 +593,7 @@ def test_results_go_to_storescp_over_tls_when_both_are_who_they_should_be(
         for tls, why in (
             (ours | {"name": "pacs.example"}, "is for another name"),
             (other, "its certificate is not trusted"),
-            (client_settings(ca, stranger), "refuses this node's certificate|trust the issuer of"),
+            (client_settings(ca, untrusted), "refuses this node's certificate|trust the issuer of"),
             (alone, "asks for a certificate of this node|refuses|trust the issuer of"),
             (False, "no answer|the peer closed|aborted|TLS"),
         ):
@@ -593,8 +607,9 @@ def test_results_go_to_storescp_over_tls_when_both_are_who_they_should_be(
 def test_orthanc_stores_commits_and_sends_over_tls(
     peer: Program, ca: Authority, node_pair: Pair, tmp_path: Path, picture: Path
 ) -> None:
-    """Both directions, each side verifying the other; the commitment report comes over TLS too."""
-    node_port, theirs = unused_port(), ca.issue("orthanc")
+    """Each side verifies the other in both directions. The commitment report comes over TLS too."""
+    node_port = unused_port()
+    theirs = ca.issue("orthanc")
     with Orthanc(
         peer("Orthanc"),
         tmp_path / "orthanc",
@@ -635,7 +650,7 @@ def test_orthanc_stores_commits_and_sends_over_tls(
 
 
 def _owe(node: Node, picture: Path) -> None:
-    """One result, whose file is `picture`, is owed to every destination."""
+    """Record one result, whose file is `picture`, as owed to every destination."""
     size = picture.stat().st_size
     file = node.spool.begin()
     file.write(picture.read_bytes())
@@ -647,7 +662,7 @@ def _owe(node: Node, picture: Path) -> None:
     node.ledger.complete(job, Completion("analysed", "d", results=(made,)), node.config.owed())
 
 
-def test_the_roles_and_the_check_end_with_words_where_a_file_is_wrong(
+def test_a_wrong_key_file_fails_the_check_and_does_not_disturb_status(
     ca: Authority, node_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from daemon.cli import main

@@ -1,5 +1,5 @@
-"""One node on two hosts over one PostgreSQL and one spool: a whole host dies under load, the other
-finishes all.
+"""One node on two hosts that share one PostgreSQL and one spool: a host dies under load, and the
+other finishes its work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IMAGES = 24
 
 @dataclass
 class Network:
-    """A bridge with our own address on it, and hosts that are network namespaces."""
+    """A bridge with an address of this machine; network namespaces on it are the hosts."""
 
     name: str
     subnet: str
@@ -70,7 +70,7 @@ class Host:
         return [int(pid) for pid in ip("netns", "pids", self.name).split()]
 
     def die(self) -> None:
-        """As when the power fails: no packet leaves it any more, then everything on it is gone."""
+        """Fail as without power: the link goes down first, then every process is killed."""
         ip("link", "set", self.name, "down")
         while pids := self.processes():
             for pid in pids:
@@ -141,13 +141,15 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
         ]
         for node in nodes:
             node.start()
+
         acknowledged: list[Path] = []
         on_the_second: list[Path] = []
 
         def modality(files: list[Path], order: list[int]) -> None:
             for path in files:
+                # If neither host stores it, try again, as a modality does.
                 while not any(sent(peer("storescu"), hosts[number], path) for number in order):
-                    time.sleep(0.2)  # neither: again, as a modality does
+                    time.sleep(0.2)
                 acknowledged.append(path)
 
         def sent(program: str, host: Host, path: Path) -> bool:
@@ -157,15 +159,12 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
             )
             options = ["-to", "3", "-xy" if baseline else "-xt", "-aec", "PLEURA", "-aet", "XRAY1"]
             command = [program, *options, host.address, str(PORT), str(path)]
-            done = (
-                subprocess.run(
-                    command, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"}
-                ).returncode
-                == 0
-            )
-            if done and host is hosts[1]:
+            environment = os.environ | {"TCP_NODELAY": "1"}
+            answer = subprocess.run(command, capture_output=True, env=environment)
+            is_stored = answer.returncode == 0
+            if is_stored and host is hosts[1]:
                 on_the_second.append(path)
-            return done
+            return is_stored
 
         half = IMAGES // 2
         senders = [
@@ -174,11 +173,14 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
         ]
         for sender in senders:
             sender.start()
-        wait_until("both hosts are at work", lambda: len(acknowledged) >= 8 and on_the_second)
+
+        wait_until("both hosts receive", lambda: len(acknowledged) >= 8 and on_the_second)
         hosts[0].die()
         nodes[0].stop(signal.SIGKILL)
+
         for sender in senders:
             sender.join()
+
         counts = nodes[1].wait_done(IMAGES)
         assert counts["instances"] == {
             "received": 0,
@@ -187,6 +189,7 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
             "failed": 0,
         }
         assert counts["deliveries"] == {"owed": 0, "stored": IMAGES, "committed": 0, "refused": 0}
+
         told_of = Counter(
             tags["ReferencedSeriesSequence"][0]["ReferencedInstanceSequence"][0][
                 "ReferencedSOPInstanceUID"
@@ -195,7 +198,9 @@ def test_a_host_dies_under_load_and_the_other_finishes_everything(
         )
         assert len(told_of) == IMAGES
         assert set(told_of.values()) == {1}
+
         assert nodes[1].stop() == 0
+
         config = load(nodes[1].path)
         ledger = Ledger(config.ledger)
         assert verify(ledger.inspect, Spool(config.spool)).faults == []

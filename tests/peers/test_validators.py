@@ -1,8 +1,8 @@
-"""Every object, from every kind of source that is analysed, before the validators of others:
-dicom3tools and DCMTK.
+"""Every kind of result, from every kind of source, checked by independent validators: dicom3tools
+and DCMTK.
 
-The networks' answers are made up, so that each source gives a positive, a negative and a refusal;
-all else is real.
+Only the networks' answers are made up, so that each source gives a positive, a negative and an
+image that is not analysed.
 """
 
 from __future__ import annotations
@@ -34,14 +34,19 @@ from tools.peers.harness import Node, Orthanc, storescu
 
 SIIM = "siim/dicom/1.2.276.0.7230010.3.1.4.8323329"
 SOURCES = [
-    f"{SIIM}.13666.1517875247.117800.dcm",  # JPEG Baseline in an SC class, as published
-    f"{SIIM}.1000.1517875165.878027.dcm",  # re-wrapped in JPEG-LS: no ages, empty dates
-    "node/CR-MONO1-10-chest.dcm",  # no file meta information
-    "node/Issue44_Monochrome1-Jpeg.dcm",  # MONOCHROME1 in 8 bits, no view, no body part
-    # MONOCHROME1 in 15 bits, lossy with a ratio but no method, PixelSpacing 0\0.
+    # JPEG Baseline in an SC class, as published
+    f"{SIIM}.13666.1517875247.117800.dcm",
+    # Re-wrapped in JPEG-LS: no ages, empty dates
+    f"{SIIM}.1000.1517875165.878027.dcm",
+    # No file meta information
+    "node/CR-MONO1-10-chest.dcm",
+    # MONOCHROME1 in 8 bits, no view, no body part
+    "node/Issue44_Monochrome1-Jpeg.dcm",
+    # MONOCHROME1 in 15 bits, lossy with a ratio but no method, PixelSpacing 0\0
     "node/RG1_J2KI.dcm",
     "node/RG1_JLSN.dcm",
-    "node/nih_wrapped_DX.dcm",  # DX in an SC class, six type 2 attributes missing
+    # DX in an SC class, six type 2 attributes missing
+    "node/nih_wrapped_DX.dcm",
     "node/siim_relabelled_MONOCHROME1.dcm",
 ]
 DX_16 = {
@@ -78,14 +83,14 @@ MADE: dict[str, dict[str, Any]] = {
     "another time zone": {"TimezoneOffsetFromUTC": "-0400"},
 }  # fmt: skip
 
-# DCMTK 3.6.7 says so and reads on.
+# DCMTK 3.6.7 prints this warning and reads on.
 NOT_KNOWN_TO_DCMTK = re.compile(
     r"W: (The VR checker does not support this|Reading unknown/unsupported) ?Specific ?Character ?Set"
 )
 
 
-class Doctored:
-    """Answers as told: positive with two regions, one with a hole, or negative."""
+class MadeUpEngine:
+    """An engine with made-up answers: negative, or positive with two regions, one with a hole."""
 
     identity = MODEL
     manifest = SimpleNamespace(
@@ -114,7 +119,7 @@ def regions(rows: int, columns: int) -> NDArray[np.float32]:
 
 
 def analysed(data: bytes, positive: bool, **settings: Any) -> Outcome:
-    engine = cast(Engine, Doctored(positive))
+    engine = cast(Engine, MadeUpEngine(positive))
     pipeline = Pipeline(engine, AnalysisSettings(kinds=frozenset(KINDS), **settings))
     (outcome,) = pipeline.analyse([data], AT)
     return outcome
@@ -124,7 +129,7 @@ def made(changes: dict[str, Any]) -> bytes:
     source = header(
         **(
             {
-                # A chest of 0.33 m, in few pixels.
+                # 410 rows of 0.8 mm: a chest of 0.33 m in few pixels.
                 "PixelSpacing": [0.8, 0.8],
                 "Rows": 410,
                 "Columns": 370,
@@ -151,10 +156,11 @@ def made(changes: dict[str, Any]) -> bytes:
 
 
 class Validators:
-    """Objects on disk, and what each program has against them."""
+    """Writes objects to disk and asserts that no validator complains about them."""
 
     def __init__(self, peer: Callable[[str], str], folder: Path) -> None:
-        self._peer, self._folder = peer, folder
+        self._peer = peer
+        self._folder = folder
 
     def check(self, source: bytes, results: Sequence[Result], name: str) -> None:
         folder = self._folder / name
@@ -164,10 +170,10 @@ class Validators:
         for result in results:
             files.append(folder / f"{result.kind}.dcm")
             files[-1].write_bytes(result.data)
-            self._one(result.kind, files[-1])
+            self._check_object(result.kind, files[-1])
         assert self._complaints("dcentvfy", folder / "source.dcm", *files) == []
 
-    def _one(self, kind: str, file: Path) -> None:
+    def _check_object(self, kind: str, file: Path) -> None:
         assert self._complaints("dciodvfy", file) == []
         assert subprocess.run([self._peer("dcmftest"), file], capture_output=True).returncode == 0
         if kind == "SR":
@@ -178,20 +184,22 @@ class Validators:
                 line for line in read.stderr.splitlines() if not NOT_KNOWN_TO_DCMTK.match(line)
             ]
             assert (read.returncode, about) == (0, [])
+
         checked = subprocess.run(
             [self._peer("dcmpschk"), file], capture_output=True, text=True, errors="replace"
         )
+
         said = [line for line in (checked.stdout + checked.stderr).splitlines() if line]
         dataset = dcmread(file)
         if kind == "PR" and dataset["PatientName"].is_empty:
-            # What the source lacks is not invented: PatientName is type 2 (PS3.3 C.7.1.1), but
-            # dcmpschk wants a value.
+            # A name that the source lacks is not invented: PatientName is type 2 (PS3.3 C.7.1.1),
+            # but dcmpschk wants a value.
             assert said[1:-1] == ["W: patientName absent or empty in presentation state"]
         elif (
             dataset.get("SpecificCharacterSet") == "ISO_IR 192"
             and said[-1] == "W: Test failed - one or more errors."
         ):
-            # dcmpschk knows no UTF-8. What it objects to is text that is the source's own.
+            # dcmpschk does not know UTF-8. It may object only to text copied from the source.
             objects = re.findall(r"Affected attribute: (\w+)", "\n".join(said))
             assert said[1:-1].count(
                 "E: Error: Attribute value does not conform to data type definition."
@@ -215,35 +223,39 @@ def validators(peer: Callable[[str], str], tmp_path: Path) -> Validators:
 
 
 def check_all(validators: Validators, data: bytes) -> None:
-    positive, negative = analysed(data, True), analysed(data, False)
+    positive = analysed(data, True)
+    negative = analysed(data, False)
     refused = analysed(data, True, rules=Rules(minimum_age_years=130, when_absent="admit"))
     assert (positive.state, positive.detail, len(positive.results)) == (State.ANALYSED, "", 4)
     assert (negative.state, len(negative.results)) == (State.ANALYSED, 2)
     check_pixels(positive)
+
     answers = {"positive": positive, "negative": negative}
     if refused.state is not State.ANALYSED:
         assert refused.reason == "under_age"
         answers["refused"] = refused
+
     for name, outcome in answers.items():
         validators.check(data, outcome.results, name)
-        # Sent back into the node, each is known for its own: nothing leaves.
+        # The node recognises each result as its own output, and sends nothing.
         for result in outcome.results:
             back = analysed(result.data, True)
             assert (back.state, back.reason, back.results) == (State.NOT_ANALYSED, "own_output", ())
 
 
 def check_pixels(outcome: Outcome) -> None:
-    """pydicom and highdicom read the SEG back as the mask, pixel for pixel, a frame for each
-    region.
-    """
+    """pydicom and highdicom read the SEG's frames, one for each region, back as the exact mask."""
     (seg,) = [result for result in outcome.results if result.kind == "SEG"]
     assert outcome.finding is not None
     mask = outcome.finding.mask
     assert mask is not None
-    frames = dcmread(io.BytesIO(seg.data)).pixel_array.astype(bool)  # (lesions, rows, columns)
+
+    # (regions, rows, columns)
+    frames = dcmread(io.BytesIO(seg.data)).pixel_array.astype(bool)
     assert frames.shape == (2, *mask.shape)
     assert np.array_equal(frames.any(axis=0), mask)
     assert not frames.all(axis=0).any()
+
     again = hd.seg.segread(io.BytesIO(seg.data))
     read = again.get_pixels_by_source_instance(
         [outcome.sop_instance_uid], ignore_spatial_locations=False
@@ -269,6 +281,7 @@ def test_a_second_sending_changes_nothing_in_the_archive(
     peer: Callable[[str], str], orthanc: Orthanc, tmp_path: Path
 ) -> None:
     def send(outcomes: Sequence[Outcome]) -> None:
+
         files = []
         for outcome in outcomes:
             for result in outcome.results:
@@ -284,19 +297,22 @@ def test_a_second_sending_changes_nothing_in_the_archive(
         ]
         subprocess.run(command, check=True, capture_output=True)
 
-    positive, negative = made(MADE["DX 16-bit"]), made({"SOPInstanceUID": "2.25.77"})
+    positive = made(MADE["DX 16-bit"])
+    negative = made({"SOPInstanceUID": "2.25.77"})
     send([analysed(positive, True), analysed(negative, False)])
     held = {name: orthanc.file(tags["orthanc"]) for name, tags in orthanc.instances().items()}
     assert len(held) == 6
+
     changes = orthanc.get("/changes?last")["Last"]
-    send([analysed(positive, True), analysed(negative, False)])  # built anew
+    # The results are built again.
+    send([analysed(positive, True), analysed(negative, False)])
     assert {
         name: orthanc.file(tags["orthanc"]) for name, tags in orthanc.instances().items()
     } == held
     assert orthanc.get("/changes?last")["Last"] == changes
 
 
-def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
+def test_a_node_delivers_all_kinds_once_and_makes_nothing_of_its_own_results(
     peer: Callable[[str], str],
     orthanc: Orthanc,
     tiny_package: Path,
@@ -316,10 +332,12 @@ def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
         held = orthanc.instances()
         kinds = [tags["Modality"] for tags in held.values()]
         assert kinds.count("SR") == kinds.count("OT") == len(files)
+
         assert kinds.count("SEG") == kinds.count("PR")
         objects = []
         for uid, tags in held.items():
             objects.append(tmp_path / f"back-{uid}.dcm")
+
             objects[-1].write_bytes(orthanc.file(tags["orthanc"]))
         for option in ("-xy", "-xe"):
             part = [
@@ -327,6 +345,7 @@ def test_a_node_delivers_all_kinds_once_and_takes_them_back_in_silence(
                 for path in objects
                 if (b"JFIF" in path.read_bytes()[:4096]) == (option == "-xy")
             ]
+
             assert storescu(peer("storescu"), node, part, option, "-R").returncode == 0
         counts = node.wait_done(len(files) + len(objects))
         assert counts["instances"]["not_analysed"] == len(objects)

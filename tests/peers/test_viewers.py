@@ -1,4 +1,4 @@
-"""What a reader sees: results in OHIF and in Orthanc's web viewer, opened as a hand opens them."""
+"""Results as a radiologist sees them in OHIF and in Orthanc's web viewer, opened by mouse clicks."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ from tools import cases
 from tools.peers.ports import unused_port
 from training import phantom
 
-# One browser at a time: it takes all the cores there are.
+# One browser at a time, because a browser uses all cores.
 pytestmark = pytest.mark.xdist_group("viewers")
 KINDS = ("SEG", "SC", "SR", "PR")
-BLUR_PX = 3.0  # of the page
-# Correlation of what the page shows with what it should show, where the viewer's own words lie over
-# it.
+# Pixels of the page.
+BLUR_PX = 3.0
+# The least correlation between the page and the expected picture. The viewer's own text over the
+# picture lowers it.
 ALIKE = 0.95
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A case in the archive. `series` is Orthanc's own name of each kind's series."""
+    """A case in the archive. `series` is Orthanc's own name for each kind's series."""
 
     name: str
     case: Case
@@ -91,8 +92,8 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 
 def synthetic(folder: Path) -> tuple[bytes, NDArray[np.bool_]]:
-    """12 bits, MONOCHROME1, only ImagerPixelSpacing, no Frame of Reference; its pneumothorax
-    without the crumbs.
+    """A phantom (12 bits, MONOCHROME1, only ImagerPixelSpacing, no Frame of Reference), and the
+    largest region of its pneumothorax.
     """
     drawn = phantom.draw(7, pneumothorax=True)
     regions, _ = ndimage.label(drawn.mask)
@@ -110,7 +111,7 @@ def store(archive: Archive, name: str, source: bytes, case: Case) -> Study:
 def study(
     request: pytest.FixtureRequest, archive: Archive, tmp_path_factory: pytest.TempPathFactory
 ) -> Study:
-    """A positive: a phantom, and a real JPEG Baseline chest with a region that nobody saw there."""
+    """A positive case: a phantom, then a real JPEG Baseline chest with a made-up region."""
     if request.param == "phantom":
         source, mask = synthetic(tmp_path_factory.mktemp("phantom"))
     else:
@@ -122,12 +123,13 @@ def study(
     return store(archive, request.param, source, case)
 
 
-# What must be seen
+# -- what the page must show
 
 
 def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str | None:
-    """Does the page show this (rows, columns[, 3]) picture? Both blurred: each scales fine detail
-    its own way.
+    """None if the page shows this (rows, columns[, 3]) picture, else what is wrong.
+
+    Both are blurred before they are compared, because each viewer scales fine detail differently.
     """
     rows, columns = (
         grid.ravel() for grid in np.mgrid[0 : picture.shape[0] : 7, 0 : picture.shape[1] : 7]
@@ -135,6 +137,7 @@ def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str
     seen, visible = shown.at(rows, columns, BLUR_PX)
     if visible.mean() < 0.7:
         return f"the viewport shows {visible.mean():.2f} of the image"
+
     blur_px = BLUR_PX / shown.scale_y
     sigma = (blur_px, blur_px, 0)[: picture.ndim]
     wanted = ndimage.gaussian_filter(picture.astype(np.float64), sigma)[rows, columns]
@@ -147,8 +150,8 @@ def as_expected(picture: NDArray[np.floating | np.integer], shown: Shown) -> str
 
 
 def shares(mask: NDArray[np.bool_], shown: Shown, away_px: float) -> tuple[float, float]:
-    """The coloured parts of the inside and of the outside of a mask, both `away_px` of the page
-    from its edge.
+    """The coloured fractions of a mask's inside and outside, each measured more than `away_px`
+    pixels of the page from the mask's edge.
     """
     far_px = away_px / min(shown.scale_x, shown.scale_y)
     inside = ndimage.distance_transform_edt(mask) > far_px
@@ -161,7 +164,7 @@ def shares(mask: NDArray[np.bool_], shown: Shown, away_px: float) -> tuple[float
 
 
 def filled(mask: NDArray[np.bool_], shown: Shown) -> str | None:
-    """Is the region, and nothing else, under a colour?"""
+    """None if the region, and nothing else, is coloured; else what is wrong."""
     inside, outside = shares(mask, shown, 4)
     return (
         None
@@ -171,17 +174,15 @@ def filled(mask: NDArray[np.bool_], shown: Shown) -> str | None:
 
 
 def outlined(mask: NDArray[np.bool_], shown: Shown) -> str | None:
-    """Does a coloured line, perhaps a dashed one, run along the region's edge, and is the region
-    itself free?
+    """None if a coloured line, which may be dashed, follows the region's edge and nothing else is
+    coloured; else what is wrong.
     """
     inside, outside = shares(mask, shown, 8)
     if inside > 0.05 or outside > 0.05:
         return f"coloured: {inside:.3f} inside, {outside:.3f} outside"
     rows, columns = np.nonzero(mask & ~ndimage.binary_erosion(mask))
-    x, y = (
-        np.round(shown.left + columns * shown.scale_x),
-        np.round(shown.top + rows * shown.scale_y),
-    )
+    x = np.round(shown.left + columns * shown.scale_x)
+    y = np.round(shown.top + rows * shown.scale_y)
     to_line_px = ndimage.distance_transform_edt(~shown.coloured())[y.astype(int), x.astype(int)]
     near = float((to_line_px <= 6).mean())
     return None if near > 0.95 else f"{near:.3f} of the edge is outlined"
@@ -199,7 +200,7 @@ def button(label: str) -> str:
 
 
 def open_study(browser: Browser, ohif: Ohif, case: Case, name: str) -> None:
-    """Until its X-ray is seen: what is clicked sooner, OHIF may lose."""
+    """Open the study and wait until its X-ray is visible: OHIF may lose earlier clicks."""
     pixels = case.pixels
     assert pixels is not None
     ohif.refused.clear()
@@ -213,7 +214,8 @@ def open_study(browser: Browser, ohif: Ohif, case: Case, name: str) -> None:
 def test_ohif_shows_segmentation_contour_and_overlay(
     study: Study, browser: Browser, ohif: Ohif
 ) -> None:
-    case, source = study.case, str(study.case.header.SOPInstanceUID)
+    case = study.case
+    source = str(case.header.SOPInstanceUID)
     mask = case.segmented
     assert mask is not None
     open_study(browser, ohif, case, study.name)
@@ -230,8 +232,8 @@ def test_ohif_shows_segmentation_contour_and_overlay(
     browser.click("the SR's entry", thumbnail("SR"), times=2)
 
     def outlined_once_touched(shown: Shown) -> str | None:
-        # OHIF may load the contour after it has drawn the image, and then shows it at the next
-        # drawing only.
+        # OHIF may load the contour after it has drawn the image. Then it shows the contour only when
+        # it draws the image again.
         said = outlined(mask, shown)
         if said is not None:
             browser.drag(shown.box[0] + 20, (shown.box[1] + shown.box[3]) / 2)
@@ -264,7 +266,7 @@ def test_orthanc_web_viewer_shows_the_overlay(
     assert browser.problems == []
 
 
-# Each has its phantom: an archive that holds two reports of one image shows the older first.
+# Each case has its own phantom: of two reports on one image, the older would be shown first.
 @pytest.mark.parametrize(
     ("of", "seed", "said"),
     [
@@ -272,7 +274,7 @@ def test_orthanc_web_viewer_shows_the_overlay(
         (cases.refused, 20, "Not analysed"),
     ],
 )
-def test_ohif_reads_out_a_report_that_outlines_nothing(
+def test_ohif_shows_the_text_of_a_report_without_a_contour(
     of: Callable[..., Case],
     seed: int,
     said: str,
@@ -286,12 +288,14 @@ def test_ohif_reads_out_a_report_that_outlines_nothing(
     case = of(image.header, pixels=image.pixels, content_digest=image.content_digest)
     store(archive, of.__name__, path.read_bytes(), case)
     open_study(browser, ohif, case, of.__name__)
+
     browser.click("the SR's entry", thumbnail("SR"), times=2)
     shown = browser.wait(
         "the report's words, or OHIF's own",
         f"document.body.innerText.match(/{said}|Something went wrong/)?.[0]",
     )
     browser.screenshot(ARTEFACTS / f"{of.__name__}-3-sr.png")
+
     assert shown == said
     assert browser.problems == []
     assert ohif.refused == []

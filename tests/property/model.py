@@ -1,9 +1,7 @@
-"""The ledger's promises as plain Python: what every method ought to do, one statement at a time,
-without a database.
+"""A model of the ledger in plain Python, without a database: what each of its methods must do.
 
-The state machine does everything twice, here and in a ledger, and compares all rows after each
-step. Nothing is claimed, ordered or counted by SQL here; what both agree on is what the words of
-the ledger's docstrings say.
+The state machine does each step twice, here and in a ledger, and compares all rows after it. This
+module uses no SQL; it follows the ledger's docstrings.
 """
 
 from __future__ import annotations
@@ -62,31 +60,32 @@ class Result:
 
 @dataclass
 class Model:
-    """Rows by number, in the order they came; `now` is the clock of the ledger."""
+    """Rows by number, in order of arrival. `now` is the ledger's clock."""
 
     now: float = 1_000_000.0
     images: dict[int, Image] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     deliveries: dict[int, Delivery] = field(default_factory=dict)
-    asked: dict[str, str] = field(default_factory=dict)  # transaction UID -> destination
-    # Name outside the settings that something is owed to -> when that was first seen.
+    # Transaction UID -> destination
+    asked: dict[str, str] = field(default_factory=dict)
+    # Owed destination that the settings do not have -> when that was first seen
     unknown_since: dict[str, float] = field(default_factory=dict)
 
     def states(self) -> set[str]:
-        """All states that some image or delivery is in."""
+        """All states of images and deliveries."""
         return {row.state for row in (*self.images.values(), *self.deliveries.values())}
 
     def is_past(self, when: float, longest_s: float) -> bool:
-        """A date beyond the longest wait of its kind comes from a clock that was set back."""
+        """True if `when` is past. So is a time beyond the longest wait: the clock was set back."""
         return when <= self.now or when > self.now + longest_s
 
     def is_lease_over(self, row: Image | Delivery) -> bool:
         return self.is_past(row.lease_until, LONGEST_LEASE_S)
 
     def is_delivery_due(self, delivery: Delivery) -> bool:
-        """A delivery that was never put off is due, also after the clock was set back."""
-        was_put_off = delivery.due_at != delivery.owed_at
-        return not was_put_off or self.is_past(delivery.due_at, LONGEST_DELIVERY_WAIT_S)
+        """True if its time has come. A delivery that was never postponed is always due."""
+        was_postponed = delivery.due_at != delivery.owed_at
+        return not was_postponed or self.is_past(delivery.due_at, LONGEST_DELIVERY_WAIT_S)
 
     def is_request_due(self, delivery: Delivery) -> bool:
         if delivery.commit_due_at is None:
@@ -96,12 +95,12 @@ class Model:
         return self.is_past(delivery.commit_due_at, longest_s)
 
     def image(self, job: ImageJob) -> Image | None:
-        """The image that this attempt still holds."""
+        """The job's image if this attempt still holds it, else None."""
         image = self.images[job.id]
         return image if image.state == "received" and image.attempt == job.attempt else None
 
     def delivery(self, job: DeliveryJob) -> Delivery | None:
-        """The delivery that this attempt still holds."""
+        """The job's delivery if this attempt still holds it, else None."""
         delivery = self.deliveries[job.id]
         return delivery if delivery.state == "owed" and delivery.attempt == job.attempt else None
 
@@ -112,14 +111,16 @@ class Model:
         self.images[len(self.images) + 1] = Image(arrival)
 
     def claim_images(self, owner: str, limit: int) -> list[tuple[int, int, int]]:
-        """Returns (number, attempt, earlier solitary attempts) of what has to be claimed, in order."""
+        """Returns (number, attempt, earlier attempts alone) of the images to claim, in order."""
         waiting = sorted(
             (number for number, image in self.images.items() if image.state == "received"),
             key=lambda number: (self.images[number].arrival.priority, number),
         )
         waiting = [number for number in waiting if self.is_lease_over(self.images[number])][:limit]
+
         if not waiting:
             return []
+
         first = self.images[waiting[0]]
         solitary = first.unfinished > 0
 
@@ -131,10 +132,12 @@ class Model:
             if special(waiting[0])
             else [number for number in waiting if not special(number)]
         )
+
         claimed = []
         for number in chosen:
             image = self.images[number]
-            image.owner, image.lease_until = owner, self.now + LEASE_S
+            image.owner = owner
+            image.lease_until = self.now + LEASE_S
             image.attempt += 1
             image.unfinished += 1
             claimed.append((number, image.attempt, image.unfinished_alone))
@@ -143,14 +146,16 @@ class Model:
 
     def give_back(self, job: ImageJob) -> None:
         if image := self.image(job):
-            image.owner, image.lease_until = None, self.now
+            image.owner = None
+            image.lease_until = self.now
             image.attempt += 1
             image.unfinished -= 1
             image.unfinished_alone = job.unfinished_alone
 
     def abandon(self, job: ImageJob) -> None:
         if image := self.image(job):
-            image.owner, image.lease_until = None, self.now
+            image.owner = None
+            image.lease_until = self.now
             image.attempt += 1
 
     def renew(self, job: ImageJob | DeliveryJob) -> None:
@@ -164,8 +169,10 @@ class Model:
         image = self.image(job)
         if image is None:
             return None
-        uid, digest = image.arrival.sop_instance_uid, completion.content_digest
-        # An excluded image is no original of a copy that is analysed.
+
+        uid = image.arrival.sop_instance_uid
+        digest = completion.content_digest
+        # An image that was not analysed is not the original of a copy that is.
         finished = ("analysed",) if completion.state == "analysed" else FINISHED
         originals = [
             number
@@ -173,22 +180,30 @@ class Model:
             if number != job.id and other.arrival.sop_instance_uid == uid
             if other.content_digest == digest and other.state in finished
         ]
-        image.owner, image.completed_at, image.content_digest = None, self.now, digest
+
+        image.owner = None
+        image.completed_at = self.now
+        image.content_digest = digest
         if originals and not image.remakes:
-            image.state, image.duplicate_of = "duplicate", originals[0]
+            image.state = "duplicate"
+            image.duplicate_of = originals[0]
             return "duplicate"
-        image.state, image.result_time = completion.state, job.result_time
+
+        image.state = completion.state
+        image.result_time = job.result_time
         for result in completion.results:
             if result.sop_instance_uid in self.results:
+                # Another image failed in the same way: the first image's file stays.
                 if self.results[result.sop_instance_uid].image != job.id:
-                    continue  # another image failed alike: the first one's file stands
+                    continue
                 self.results[result.sop_instance_uid].spool_name = result.spool_name
                 for delivery in self.deliveries.values():
                     if delivery.result_uid == result.sop_instance_uid and delivery.state == "owed":
                         delivery.due_at = self.now
                 continue
+            # The lost result is made again; a new result comes from another version.
             if image.remakes:
-                continue  # another version's answer is not what was lost
+                continue
             self.results[result.sop_instance_uid] = Result(job.id, result.spool_name)
             for destination, kinds in owed.items():
                 if result.kind in kinds:
@@ -207,68 +222,80 @@ class Model:
     def claim_deliveries(
         self, destination: str, owner: str, limit: int
     ) -> list[tuple[int, int, int]]:
-        """Returns (number, attempt, failures) of what has to be claimed, in order."""
+        """Returns (number, attempt, failures) of the deliveries to claim, in order."""
         due = [
             number
-            for number, one in self.deliveries.items()
-            if one.destination == destination and one.state == "owed"
-            if self.is_delivery_due(one) and self.is_lease_over(one)
+            for number, delivery in self.deliveries.items()
+            if delivery.destination == destination and delivery.state == "owed"
+            if self.is_delivery_due(delivery) and self.is_lease_over(delivery)
         ]
         due = sorted(due, key=lambda number: (self.deliveries[number].priority, number))[:limit]
         for number in due:
-            one = self.deliveries[number]
-            one.owner, one.lease_until, one.attempt = owner, self.now + LEASE_S, one.attempt + 1
+            delivery = self.deliveries[number]
+            delivery.owner = owner
+            delivery.lease_until = self.now + LEASE_S
+            delivery.attempt += 1
         return [
             (number, self.deliveries[number].attempt, self.deliveries[number].failures)
             for number in due
         ]
 
     def stored(self, job: DeliveryJob, commitment: bool) -> None:
-        if one := self.delivery(job):
-            one.state, one.owner, one.commit_due_at = (
-                "stored",
-                None,
-                self.now if commitment else None,
-            )
+        if delivery := self.delivery(job):
+            delivery.state = "stored"
+            delivery.owner = None
+            delivery.commit_due_at = self.now if commitment else None
 
     def refused(self, job: DeliveryJob) -> None:
-        if one := self.delivery(job):
-            one.state, one.owner = "refused", None
+        if delivery := self.delivery(job):
+            delivery.state = "refused"
+            delivery.owner = None
 
     def retry_later(self, job: DeliveryJob, delay_s: float, status: int | None) -> None:
-        if one := self.delivery(job):
-            one.owner, one.due_at, one.lease_until = None, self.now + delay_s, self.now
-            one.failures = job.failures + (status is not None)
+        if delivery := self.delivery(job):
+            delivery.owner = None
+            delivery.due_at = self.now + delay_s
+            delivery.lease_until = self.now
+            delivery.failures = job.failures + (status is not None)
 
     def give_back_delivery(self, job: DeliveryJob) -> None:
-        if one := self.delivery(job):
-            one.owner, one.lease_until = None, self.now
+        if delivery := self.delivery(job):
+            delivery.owner = None
+            delivery.lease_until = self.now
 
     def remake(self, job: DeliveryJob) -> bool:
-        one = self.delivery(job)
-        if one is None:
+        delivery = self.delivery(job)
+        if delivery is None:
             return False
-        image = self.images[self.results[one.result_uid].image]
+        image = self.images[self.results[delivery.result_uid].image]
         if image.removed_at is not None or image.state not in (*FINISHED, "received"):
             return False
+
         if image.state in FINISHED:
             if image.remakes == MAXIMUM_REMAKES:
                 return False
-            image.state, image.lease_until = "received", self.now
-            image.unfinished = image.unfinished_alone = 0  # its earlier attempts ended well
+            image.state = "received"
+            image.lease_until = self.now
+            # Its earlier attempts ended well.
+            image.unfinished = image.unfinished_alone = 0
             image.remakes += 1
             image.attempt += 1
-        one.owner, one.due_at, one.lease_until = None, self.now + 30, self.now
+
+        delivery.owner = None
+        delivery.due_at = self.now + 30
+        delivery.lease_until = self.now
         return True
 
     def expire(self, owner: str) -> None:
         for row in (*self.images.values(), *self.deliveries.values()):
             if row.state in ("received", "owed") and row.owner == owner:
-                row.owner, row.lease_until = None, self.now
+                row.owner = None
+                row.lease_until = self.now
 
     def refuse_unknown_destinations(self, known: Sequence[str], owed_for_s: float) -> int:
-        owed = [one for one in self.deliveries.values() if one.state == "owed"]
-        unknown = {one.destination for one in owed} - set(known)
+        owed = [delivery for delivery in self.deliveries.values() if delivery.state == "owed"]
+
+        unknown = {delivery.destination for delivery in owed} - set(known)
         self.unknown_since = {
             name: at
             for name in unknown
@@ -276,41 +303,45 @@ class Model:
         }
         for name in unknown:
             self.unknown_since.setdefault(name, self.now)
+
         gone = [
-            one
-            for one in owed
-            if one.destination in unknown
-            and self.unknown_since[one.destination] <= self.now - owed_for_s
-            and self.is_lease_over(one)
+            delivery
+            for delivery in owed
+            if delivery.destination in unknown
+            and self.unknown_since[delivery.destination] <= self.now - owed_for_s
+            and self.is_lease_over(delivery)
         ]
-        for one in gone:
-            one.state, one.owner = "refused", None
+        for delivery in gone:
+            delivery.state = "refused"
+            delivery.owner = None
         return len(gone)
 
     # -- storage commitment
     # -------------------------------------------------------------------------------------
 
     def awaiting(self, destination: str) -> list[int]:
-        """What one destination has to be asked for now."""
+        """The numbers of the deliveries for which a commitment request is due now."""
         return [
             number
-            for number, one in self.deliveries.items()
-            if one.destination == destination and one.state == "stored"
-            if self.is_request_due(one)
+            for number, delivery in self.deliveries.items()
+            if delivery.destination == destination and delivery.state == "stored"
+            if self.is_request_due(delivery)
         ]
 
     def ask(
         self, destination: str, transaction_uid: str, uids: Sequence[str], first_wait_s: float
     ) -> None:
         self.asked[transaction_uid] = destination
-        for one in self._stored(destination, uids):
-            one.commit_due_at = self.now + min(LONGEST_WAIT_S, first_wait_s * 2**one.commit_asks)
-            one.commit_asks += 1
+        for delivery in self._stored(destination, uids):
+            delivery.commit_due_at = self.now + min(
+                LONGEST_WAIT_S, first_wait_s * 2**delivery.commit_asks
+            )
+            delivery.commit_asks += 1
 
     def not_asked(self, destination: str, uids: Sequence[str], delay_s: float) -> None:
-        for one in self._stored(destination, uids):
-            one.commit_due_at = self.now + delay_s
-            one.commit_asks -= 1
+        for delivery in self._stored(destination, uids):
+            delivery.commit_due_at = self.now + delay_s
+            delivery.commit_asks -= 1
 
     def reported(
         self,
@@ -322,33 +353,31 @@ class Model:
     ) -> bool:
         if self.asked.get(transaction_uid) != destination:
             return False
-        for one in self._stored(destination, committed):
-            one.state = "committed"
-        for one in self._stored(destination, lost):
+        for delivery in self._stored(destination, committed):
+            delivery.state = "committed"
+        for delivery in self._stored(destination, lost):
             later = (
                 0.0
-                if one.commit_asks < 2
-                else min(LONGEST_DELIVERY_WAIT_S, 60.0 * 2 ** (one.commit_asks - 2))
+                if delivery.commit_asks < 2
+                else min(LONGEST_DELIVERY_WAIT_S, 60.0 * 2 ** (delivery.commit_asks - 2))
             )
-            one.owed_at = self.now
-            one.state, one.due_at, one.lease_until, one.commit_due_at = (
-                "owed",
-                self.now + later,
-                self.now,
-                None,
-            )
-            one.attempt += 1
-        for one in self._stored(destination, no):
-            one.state = "refused"
+            delivery.owed_at = self.now
+            delivery.state = "owed"
+            delivery.due_at = self.now + later
+            delivery.lease_until = self.now
+            delivery.commit_due_at = None
+            delivery.attempt += 1
+        for delivery in self._stored(destination, no):
+            delivery.state = "refused"
         return True
 
     def _stored(self, destination: str, uids: Sequence[str]) -> list[Delivery]:
         found = (
-            one
-            for one in self.deliveries.values()
-            if one.destination == destination and one.state == "stored"
+            delivery
+            for delivery in self.deliveries.values()
+            if delivery.destination == destination and delivery.state == "stored"
         )
-        return [one for one in found if one.result_uid in uids]
+        return [delivery for delivery in found if delivery.result_uid in uids]
 
     # -- retention, people
     # --------------------------------------------------------------------------------------
@@ -356,26 +385,31 @@ class Model:
     def releasable(
         self, kept_s: float, kept_failed_s: float, committing: Sequence[str]
     ) -> list[int]:
-        """Images whose bytes may go now."""
+        """The numbers of the images whose bytes may be removed now."""
         found = []
+
         for number, image in self.images.items():
             if image.removed_at is not None or image.state == "received":
                 continue
+
             mine = [
-                one
-                for one in self.deliveries.values()
-                if self.results[one.result_uid].image == number
+                delivery
+                for delivery in self.deliveries.values()
+                if self.results[delivery.result_uid].image == number
             ]
             awaited = [
-                one
-                for one in mine
-                if one.destination in committing and one.commit_due_at is not None
+                delivery
+                for delivery in mine
+                if delivery.destination in committing and delivery.commit_due_at is not None
             ]
-            if any(one.state == "owed" for one in mine) or any(
-                one.state == "stored" for one in awaited
+
+            if any(delivery.state == "owed" for delivery in mine) or any(
+                delivery.state == "stored" for delivery in awaited
             ):
                 continue
-            troubled = image.state == "failed" or any(one.state == "refused" for one in mine)
+            troubled = image.state == "failed" or any(
+                delivery.state == "refused" for delivery in mine
+            )
             assert image.completed_at is not None
             if image.completed_at <= self.now - (kept_failed_s if troubled else kept_s):
                 found.append(number)
@@ -403,20 +437,25 @@ class Model:
                 and image.removed_at is None
                 and named
             ):
-                image.state, image.completed_at, image.lease_until = "received", None, self.now
+                image.state = "received"
+                image.completed_at = None
+                image.lease_until = self.now
                 image.unfinished = image.unfinished_alone = 0
                 image.attempt += 1
                 count += 1
-        for one in self.deliveries.values():
-            kept = self.images[self.results[one.result_uid].image].removed_at is None
+        for delivery in self.deliveries.values():
+            kept = self.images[self.results[delivery.result_uid].image].removed_at is None
             if (
                 "refused" in states
-                and one.state == "refused"
+                and delivery.state == "refused"
                 and kept
-                and (not uids or one.result_uid in uids)
+                and (not uids or delivery.result_uid in uids)
             ):
-                one.state, one.due_at, one.lease_until, one.failures = "owed", self.now, self.now, 0
-                one.owed_at = self.now
-                one.attempt += 1
+                delivery.state = "owed"
+                delivery.due_at = self.now
+                delivery.lease_until = self.now
+                delivery.failures = 0
+                delivery.owed_at = self.now
+                delivery.attempt += 1
                 count += 1
         return count

@@ -1,4 +1,4 @@
-"""What holds for the contours of any mask: they are near its edge, never meet, and give the mask
+"""Properties of the contours of any mask: they lie near its edge, and filling them gives the mask
 back.
 """
 
@@ -20,15 +20,17 @@ Line = NDArray[np.float64]
 
 @st.composite
 def masks(draw: st.DrawFn) -> NDArray[np.bool_]:
-    """Pixels at random, blobs, and thin diagonal lines: up to 24 x 24, at the border too."""
+    """Masks up to 24 x 24: random pixels, blobs or thin lines, also at the border."""
     shape = draw(st.tuples(st.integers(1, 24), st.integers(1, 24)))
     kind = draw(st.sampled_from(["pixels", "blobs", "lines"]))
     if kind == "pixels":
         return draw(hnp.arrays(bool, shape))
+
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     if kind == "blobs":
         field = ndimage.gaussian_filter(rng.random(shape), draw(st.floats(0.5, 4)))
         return np.asarray(field > np.quantile(field, draw(st.floats(0, 1))))
+
     mask = np.zeros(shape, dtype=bool)
     for _ in range(draw(st.integers(1, 4))):
         ends = rng.random((2, 2)) * np.array(shape)
@@ -38,8 +40,8 @@ def masks(draw: st.DrawFn) -> NDArray[np.bool_]:
 
 
 def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixel centres inside, even-odd: a ray from each to the right crosses the lines an odd
-    number of times.
+    """The pixels whose centres are inside by the even-odd rule: a ray to the right crosses the lines
+    an odd number of times.
     """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     inside = np.zeros(shape, dtype=bool)
@@ -54,9 +56,7 @@ def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def sides(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n, 2, 2): the two ends of each side that True and False pixels share, the matrix's border
-    too.
-    """
+    """(n, 2, 2): the two ends of each pixel side between True and False, also at the matrix's border."""
     padded = np.pad(mask, 1)
     below = np.argwhere(padded[:-1] != padded[1:]) - 1.0
     right = np.argwhere(padded[:, :-1] != padded[:, 1:]) - 1.0
@@ -70,7 +70,8 @@ def sides(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def furthest(points: NDArray[np.float64], pieces: NDArray[np.float64]) -> float:
     """The largest distance of one of (n, 2) points to the nearest of (m, 2, 2) pieces."""
-    start, along = pieces[:, 0], pieces[:, 1] - pieces[:, 0]
+    start = pieces[:, 0]
+    along = pieces[:, 1] - start
     length = np.maximum((along**2).sum(axis=1), 1e-12)
     part = np.clip(((points[:, None] - start) * along).sum(axis=2) / length, 0, 1)
     apart = points[:, None] - (start + part[..., None] * along)
@@ -91,7 +92,7 @@ def test_filling_the_contours_gives_the_mask_back(mask: NDArray[np.bool_]) -> No
 
 @settings(deadline=None)
 @given(masks())
-def test_there_is_one_around_each_region_and_one_around_each_hole(mask: NDArray[np.bool_]) -> None:
+def test_each_region_and_each_hole_has_one_contour(mask: NDArray[np.bool_]) -> None:
     lines = contours(mask)
     regions = ndimage.label(mask, np.ones((3, 3)))[1]
     holes = ndimage.label(~np.pad(mask, 1))[1] - 1
@@ -105,7 +106,7 @@ def test_there_is_one_around_each_region_and_one_around_each_hole(mask: NDArray[
 
 @settings(deadline=None)
 @given(masks())
-def test_contour_and_edge_are_nowhere_further_apart_than_stated(mask: NDArray[np.bool_]) -> None:
+def test_contour_and_edge_are_at_most_the_stated_distance_apart(mask: NDArray[np.bool_]) -> None:
     assert LARGEST_DISTANCE_PX < 0.66
     if not mask.any():
         return

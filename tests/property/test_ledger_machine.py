@@ -1,5 +1,5 @@
-"""Random lives of images, late owners and moved clocks included: the ledger does what the model
-says, row by row.
+"""Random sequences of ledger steps, with late owners and moved clocks: every row of the ledger is as
+the model says.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_the_ledger_does_what_the_model_says(tables: tuple[str, sa.Engine]) -> N
 
 
 class Lives(RuleBasedStateMachine):
-    """Jobs and requests are never forgotten: every rule may come from an owner who is hours late."""
+    """The state machine. It keeps all jobs and requests, so an owner may act on one hours late."""
 
     ledger_url: str
     view: sa.Engine
@@ -130,7 +130,7 @@ class Lives(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        kept = [one.spool_name for one in self.ledger.inspect.kept_files()]
+        kept = [file.spool_name for file in self.ledger.inspect.kept_files()]
         assert len(kept) == len(set(kept))
         assert set(kept) == self.model.kept_files()
         assert self.ledger.inspect.contradictions() == []
@@ -138,13 +138,13 @@ class Lives(RuleBasedStateMachine):
 
     @initialize(copies=st.integers(1, 2), to=destinations, end=delivery_ends)
     def begin(self, copies: int, to: str, end: str) -> None:
-        """Something is on its way everywhere, so that few steps lead far."""
+        """Start with images and deliveries in several states, so that few steps reach many more."""
         for uid in ("1.1", "1.2", "1.3"):
             self.receive(uid, 1, copies)
         self.analyse("anna", 3, ["analysed a", "analysed b", "analysed a"])
         self.deliver(to, "anna", 2, ["stored, to be committed", end])
 
-    # -- what happens
+    # -- rules
     # ---------------------------------------------------------------------------------------------
 
     @rule(seconds=st.sampled_from([1.0, 31.0, 61.0, 900.0, 4000.0, -2.0, -100.0, -100_000.0]))
@@ -169,12 +169,14 @@ class Lives(RuleBasedStateMachine):
         assert [
             (job.id, job.attempt, job.unfinished_alone) for job in claimed
         ] == self.model.claim_images(owner, limit)
+
         for job in claimed:
             image = self.model.images[job.id]
             assert job.spool_name == image.arrival.spool_name
             assert job.result_time == (
                 self.model.now if image.result_time is None else image.result_time
             )
+
         for job, end in zip(claimed, ends, strict=False):
             self.end_of_an_image(job, end)
         return multiple(*claimed)
@@ -192,8 +194,8 @@ class Lives(RuleBasedStateMachine):
             self.model.abandon(job)
         elif end != "none":
             state, digest = end.split()
-            # Results' UIDs are derived: the same content that ends alike has the same results
-            # (design, "Identity").
+            # Result UIDs are derived: the same content with the same outcome has the same results
+            # (docs/rules.md, "Identity").
             made = tuple(
                 StoredResult(
                     kind,
@@ -220,11 +222,13 @@ class Lives(RuleBasedStateMachine):
         claimed = self.ledger.claim_deliveries(destination, owner, limit)
         wanted = self.model.claim_deliveries(destination, owner, limit)
         assert [(job.id, job.attempt, job.failures) for job in claimed] == wanted
+
         for job in claimed:
             uid = self.model.deliveries[job.id].result_uid
             assert job.destination == destination
             assert job.result.sop_instance_uid == uid
             assert job.result.spool_name == self.model.results[uid].spool_name
+
         for job, end in zip(claimed, ends, strict=False):
             self.end_of_a_delivery(job, end)
         return multiple(*claimed)
@@ -257,10 +261,12 @@ class Lives(RuleBasedStateMachine):
         if request is None:
             assert due == []
             return multiple()
+
         asked = [uid for _, uid in request.references]
         assert len(asked) == len(set(asked)) == min(limit, len(due))
         assert set(asked) <= {self.model.deliveries[number].result_uid for number in due}
         assert request.transaction_uid not in self.model.asked
+
         self.model.ask(destination, request.transaction_uid, asked, 40.0)
         self.commitment_reported((destination, request), destination, answers)
         return (destination, request)
@@ -279,7 +285,7 @@ class Lives(RuleBasedStateMachine):
         uid = "2.25.1" if answers[0] == "unknown transaction" else request.transaction_uid
         named = [uid for _, uid in request.references]
         good, lost, no = (
-            [one for one, said in zip(named, answers, strict=False) if said == what]
+            [uid for uid, said in zip(named, answers, strict=False) if said == what]
             for what in ("committed", "lost", "refused")
         )
         known = self.ledger.record_commitment_report(
@@ -306,10 +312,12 @@ class Lives(RuleBasedStateMachine):
         assert sorted(files) == sorted(
             name for number in gone for name in self.model.files_of(number)
         )
+
         ages = {number: self.model.images[number].completed_at or 0.0 for number in may}
         assert all(
             ages[number] <= ages[other] for number in gone for other in may if other not in gone
         )
+
         for number in gone:
             self.model.images[number].removed_at = self.model.now
 
@@ -337,7 +345,7 @@ class Lives(RuleBasedStateMachine):
         self.model.expire(owner)
         assert owner not in self.ledger.inspect.lease_owners()
 
-    # -- what always holds
+    # -- invariants
     # ----------------------------------------------------------------------------------------
 
     @invariant()
@@ -352,6 +360,7 @@ class Lives(RuleBasedStateMachine):
                     )
                 ).mappings()
             )
+
         first = min(images, default=1) - 1, min((row["id"] for row in owed), default=1) - 1
         assert first == (0, 0)
         assert {number: {name: row[name] for name in _IMAGE} for number, row in images.items()} == {
@@ -363,10 +372,12 @@ class Lives(RuleBasedStateMachine):
             for number, one in self.model.deliveries.items()
         }
         # A result exists once, and is owed at most once to each destination.
+
         assert sorted(row["sop_instance_uid"] for row in made) == sorted(self.model.results)
         pairs = [(row["result_uid"], row["destination"]) for row in owed]
         assert len(pairs) == len(set(pairs))
-        # Nothing leads out of committed.
+
+        # A committed delivery stays committed.
         committed = {row["id"] for row in owed if row["state"] == "committed"}
         assert self.committed <= committed
         self.committed = committed
@@ -381,11 +392,12 @@ class Lives(RuleBasedStateMachine):
             assert count == states.count(state)
 
     @invariant()
-    def bytes_are_counted_on_exactly_while_they_are_needed(self) -> None:
+    def files_are_known_exactly_while_they_are_needed(self) -> None:
         kept = self.model.kept_files()
         every = [name for number in self.model.images for name in self.model.files_of(number)]
         assert self.ledger.inspect.known_spool_names(every) == kept
-        # Said once more without the model's rules: who waits or is owed has bytes.
+
+        # Checked without the model's rules: a waiting image and an owed result have their files.
         for number, image in self.model.images.items():
             assert image.state != "received" or set(self.model.files_of(number)) <= kept
         for one in self.model.deliveries.values():

@@ -1,5 +1,5 @@
-"""Whatever the bytes: a well-formed Radiograph, or Unsuitable with a code of the table. One
-picture: one finding.
+"""Any bytes give a well-formed Radiograph, or Unsuitable with a reason of the table. The storage form
+of a picture does not change its finding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from training import phantom
 
 
 def look(data: bytes) -> str:
-    """The reason, or "" of a Radiograph that is what its class promises."""
+    """The reason why it is unsuitable; "" if it gives a well-formed Radiograph."""
     try:
         made = radiograph.decode(radiograph.parse(data)[0])
     except Unsuitable as unsuitable:
@@ -39,14 +39,15 @@ def look(data: bytes) -> str:
 def well_formed(made: Radiograph) -> None:
     assert made.pixels.dtype == np.float32
     assert made.pixels.shape == (made.header.Rows, made.header.Columns)
-    assert made.pixels.min() >= 0  # no NaN either
+    # Both comparisons also fail for NaN.
+    assert made.pixels.min() >= 0
     assert made.pixels.max() <= 1
     spacing = made.spacing
     assert spacing is None or (0 < spacing.row_mm < 1500 and 0 < spacing.column_mm < 1500)
 
 
-# Those that Python or a strict C library decodes. CharLS may search half a minute in a broken
-# JPEG-LS stream.
+# Syntaxes that Python or a strict C library decodes. JPEG-LS is not among them: CharLS may take half
+# a minute for a broken stream.
 FUZZED = (
     "Explicit",
     "Implicit",
@@ -145,11 +146,8 @@ def test_any_header_gives_a_picture_or_its_reason(changes: dict[str, Any], kind:
         for keyword, value in changes.items():
             try:
                 setattr(dataset, keyword, value)
-            except (
-                ValueError,
-                TypeError,
-                OverflowError,
-            ):  # pydicom cannot hold it; a file could not either
+            except (ValueError, TypeError, OverflowError):
+                # pydicom cannot hold this value, so no file that it reads can either.
                 continue
         reason = ""
         try:
@@ -159,10 +157,10 @@ def test_any_header_gives_a_picture_or_its_reason(changes: dict[str, Any], kind:
         assert reason in {"", *REASONS}
 
 
-# ---- polarity and bit depth never change the finding
+# -- polarity and bit depth never change the finding
 
-# Measured 2026-11-21: 0.00008 at most. Rounding to 8 bits moves a grey by half a level of 255;
-# networks see means.
+# Measured on 2026-11-21: at most 0.00008. Rounding to 8 bits moves a grey by at most half a level of
+# 255, and the networks average over many pixels.
 SAME_PROBABILITY = 0.001
 DEEP = Kind(16, 16)
 
@@ -179,8 +177,8 @@ def pipeline() -> Pipeline:
 def stored_as(
     picture: np.ndarray[Any, Any], kind: Kind, photometric: str, windowed: bool, offset: int
 ) -> bytes:
-    """The picture, 0 black to 1 white, in another storage form; `offset` is taken back by
-    RescaleIntercept.
+    """The picture, from 0 (black) to 1 (white), in another storage form. RescaleIntercept is
+    `offset`, and the window moves with it.
     """
     low, high = kind.span
     shown = 1 - picture if photometric == "MONOCHROME1" else picture
@@ -203,16 +201,18 @@ def answered(pipeline: Pipeline, files: list[bytes]) -> list[Outcome]:
 def test_polarity_and_bit_depth_never_change_the_finding(
     pipeline: Pipeline, seed: int, pneumothorax: bool
 ) -> None:
-    """Each kind in each of the four forms is analysed once: two of them of either phantom."""
+    """Each kind is analysed in four forms: with and without a window, two forms for each phantom."""
     picture = phantom.draw(seed, pneumothorax, 256).pixels
+
     for windowed in (True, False):
-        wanted = answered(pipeline, [stored_as(picture, DEEP, "MONOCHROME2", windowed, 0)])[
-            0
-        ].finding
+        (outcome,) = answered(pipeline, [stored_as(picture, DEEP, "MONOCHROME2", windowed, 0)])
+        wanted = outcome.finding
         assert wanted is not None
+
         photometric, offset = (
             ("MONOCHROME1", 0) if windowed == pneumothorax else ("MONOCHROME2", -1000)
         )
+
         files = [stored_as(picture, kind, photometric, windowed, offset) for kind in KINDS]
         for outcome in answered(pipeline, files):
             assert outcome.finding is not None, outcome.reason

@@ -1,6 +1,6 @@
-"""Every recipe of config/recipes, from files to a package that the node's engine loads.
+"""Trains every recipe of config/recipes on made-up data, to a package that the node's engine loads.
 
-As a program: each recipe at its real size. `make recipes`.
+`python -m tests.recipes` (`make recipes`) trains each recipe at its real size.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from training.fitting import installed
 from training.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "recipes"
-# Trains no network
+# This recipe trains no network.
 OUTCOME = "lgg-outcome"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != OUTCOME)
 _SLICES = 3
-# Where the side is another one, so are the larger encoders; tests/unit/test_encoders.py has them.
-# resnet34 is a small one there (`small_resnet`).
+# When the side is changed, small encoders replace the larger ones, which
+# tests/unit/test_encoders.py tests. resnet34 is then a small ResNet (`small_resnet`).
 _LIGHTER = {
     "efficientnet-b3": "efficientnet-lite0",
     "efficientnet-b4": "efficientnet-lite0",
@@ -48,20 +48,20 @@ _LIGHTER = {
     "se-resnext50": "resnet34",
     "xception": "efficientnet-lite0",
 }
-# So are the widths of networks without an encoder: an eighth, so a 64th of the weights.
+# The widths of networks without an encoder are then an eighth, so they have a 64th of the weights.
 _LEAST_WIDTH = 8
 _WIDTHS = {"widths", "up_widths", "features"}
-# The widths of those that a recipe names without any.
+# The default widths of networks that a recipe names without widths.
 _OWN_WIDTHS = {
     "plain-unet": {"widths": PLAIN_UNET_WIDTHS, "up_widths": PLAIN_UNET_UP_WIDTHS},
 }
-# Nor has a decoder there the 4,096 maps of fully connected layers.
+# A decoder then has this many hidden maps, not the 4,096 of fully connected layers.
 _MOST_HIDDEN = 512
 
 
 def made(folder: Path, images: int) -> Path:
-    """Made data in three layouts: SIIM-ACR as published, stage2/ with silver labels, brain MRI.
-    Returns `folder`.
+    """Write made-up data in three layouts: SIIM-ACR as published, stage2/ with silver labels, and
+    brain MRI. Returns `folder`.
     """
     _siim(folder / "siim", images)
     _silver(folder / "stage2", images, 256)
@@ -70,24 +70,27 @@ def made(folder: Path, images: int) -> Path:
 
 
 def short(name: str, side: int | None = None) -> Recipe:
-    """The recipe with its `changes`."""
+    """The recipe, shortened by `changes`."""
     return recipe.load(FOLDER / f"{name}.yaml", changes(name, side))
 
 
 def small_resnet(channels: int) -> Encoder:
-    """A ResNet of a block a layer, in the place of resnet34: 0.3 million weights, not 21."""
+    """A ResNet with one block a layer in place of resnet34: 0.3 million weights instead of 21."""
     return ResNet(channels, BasicBlock, (16, 32, 64, 128), (1, 1, 1, 1))
 
 
 def at_random(wanted: Recipe) -> dict[int, Path | None]:
-    """`starts` at random of the networks whose published weights no installed package has."""
+    """`starts` for loop.train: random weights for the networks whose published weights are in no
+    installed package.
+    """
     stages = enumerate(wanted.networks)
     return {number: None for number, stage in stages if installed.of_stage(stage) is None}
 
 
 def changes(name: str, side: int | None = None) -> dict[str, str]:
-    """What makes a recipe one of seconds: an epoch, few images; `side`: another one than the
-    recipe's.
+    """Changes that make a recipe train in seconds: one epoch, few images.
+
+    `side` replaces the recipe's, and makes the networks smaller.
     """
     document = recipe.read(FOLDER / f"{name}.yaml")
     changed = {"split": "{folds: 4, validate: [0]}"}
@@ -142,7 +145,7 @@ def _encoders(document: dict[str, Any], place: str) -> Iterator[tuple[str, str]]
 
 
 def _widths(document: dict[str, Any], place: str) -> Iterator[tuple[str, list[int]]]:
-    """(dotted key, widths) of a network that is described by its widths alone."""
+    """(dotted key, widths) of a network without an encoder."""
     if "encoder" in document:
         return
     for key, value in document.items():
@@ -153,8 +156,8 @@ def _widths(document: dict[str, Any], place: str) -> Iterator[tuple[str, list[in
 
 
 def answers(folder: Path, task: str) -> int:
-    """Load the package of a run in the node's engine and ask it about an image; returns how many
-    answers came.
+    """Load a run's package in the node's engine and analyse one image. Returns the number of
+    answers.
     """
     drawn = phantom.draw(3, pneumothorax=True, size=256)
     if task != package.SERVED_TASK:
@@ -169,7 +172,7 @@ def answers(folder: Path, task: str) -> int:
 def _siim(folder: Path, images: int) -> None:
     rows = []
     for number in range(images):
-        # 1024 px take a second each to draw
+        # Drawing 1024 px would take a second for each.
         small = phantom.draw(number, pneumothorax=number % 2 == 0, size=256)
         drawn = replace(small, pixels=_enlarged(small.pixels), mask=_enlarged(small.mask))
         path = (
@@ -205,6 +208,7 @@ def _lgg(folder: Path, patients: int, size: int) -> None:
         name = f"TCGA_XX_{patient:04d}"
         (folder / f"{name}_20000101").mkdir(parents=True)
         clinical.append((name, rng.normal(), "" if patient % 3 == 0 else rng.normal(), patient % 2))
+
         for number in range(_SLICES):
             y, x = np.mgrid[0:size, 0:size] / size
             inside = (x - 0.4) ** 2 + (y - 0.5) ** 2 < (0.05 * number) ** 2

@@ -1,6 +1,6 @@
-"""Every recipe at its real size, an epoch of a few images: `make recipes`.
+"""Trains every recipe at its real size for one epoch of a few images: `make recipes`.
 
-Half an hour and more on two cores.
+It takes more than half an hour on two cores.
 """
 
 # ruff: noqa: T201 - a program
@@ -17,7 +17,7 @@ from training import loop
 
 
 def main() -> int:
-    """`python -m tests.recipes [NAME...]`; status 1 when one failed."""
+    """`python -m tests.recipes [NAME...]`. Returns 1 if a recipe failed."""
     failed = 0
     with tempfile.TemporaryDirectory(prefix="pleura-recipes-") as folder:
         made = recipes.made(Path(folder) / "made", images=8)

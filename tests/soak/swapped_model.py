@@ -1,11 +1,11 @@
-"""The drift alarm, provoked by another model on a running node: about a quarter of an hour.
+"""Provokes the drift alarm by swapping the model of a running node. Takes about a quarter of an hour.
 
     python -m tests.soak.swapped_model
 
-A node serves the package that ships, and takes 60 images over C-STORE. They are moved into last
-week, which becomes the baseline: nobody waits a week for it. Then somebody copies another package
-(an untrained one) over the first and reloads; 60 images more are sent. What the page, the metric, a
-mail (STARTTLS) and a webhook (HTTPS) say is printed with its time.
+A node with the shipped package receives 60 images by C-STORE. Their rows are moved into last week,
+which becomes the baseline, so that the test need not wait a week. Then an untrained package replaces
+the first, the node reloads, and 60 more images are sent. The alarms on the page, in the metric, by
+mail (STARTTLS) and by webhook (HTTPS) are printed with their times.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PATIENCE_S = 900.0
 
 
 def main() -> None:
-    """Provoke the alarm, and print what was seen."""
+    """Provoke the alarm, and print where it was seen."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pair = Authority(folder / "authority").issue("house")
@@ -65,7 +65,7 @@ def _provoke(folder: Path, mail: MailServer, service: WebService, ca: Path) -> N
     )
 
     with node:
-        _say("READY, with the package that ships")
+        _say("READY, with the shipped package")
         _send(node, folder, first=0)
         _age_by_a_week(folder / "node" / "ledger.db")
         last_week = monday_of(week_of(time.time()) - 1).isoformat()
@@ -77,16 +77,16 @@ def _provoke(folder: Path, mail: MailServer, service: WebService, ca: Path) -> N
         models.write(serving, models.tiny_networks(), "another")
         _pleura("reload", "-c", node.path)
         swapped_at = time.monotonic()
-        _say("another package is served")
+        _say("another package is in service")
         _send(node, folder, first=IMAGES)
-        _say(f"{IMAGES} images more have ended")
+        _say(f"{IMAGES} more images have ended")
         _pleura("drift", "-c", node.path)
 
         _watch(page, mail, service, swapped_at)
 
 
 def _watch(page: int, mail: MailServer, service: WebService, swapped_at: float) -> None:
-    """Print when each of the four says it, until all have."""
+    """Print when each of the four shows the alarm, until all have."""
     url = f"http://127.0.0.1:{page}"
     seen = {
         "metric": lambda: _lines(httpx.get(f"{url}/metrics").text, 'pleura_trouble{kind="drift"'),
@@ -107,7 +107,7 @@ def _watch(page: int, mail: MailServer, service: WebService, swapped_at: float) 
 
 
 def _send(node: Node, folder: Path, first: int) -> None:
-    """Half of the images with a pneumothorax, as many in each half of the run."""
+    """Send IMAGES phantoms, half of them with a pneumothorax, and wait until they have ended."""
     files = [
         str(phantom.write(phantom.draw(seed, seed % 2 == 0, SIZE), folder / f"{seed}.dcm"))
         for seed in range(first, first + IMAGES)
