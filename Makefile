@@ -1,5 +1,5 @@
-# Two commands on a fresh machine: `make demo` and `make test`. They set up a virtual environment in
-# .venv. Another build of torch, such as one for CUDA:
+# Two commands work on a fresh machine: `make demo` and `make test`. They set up a virtual
+# environment in .venv. To use another build of torch, such as one for CUDA:
 #   make demo TORCH="--index-url https://download.pytorch.org/whl/cu130 torch==2.13.0"
 
 PYTHON ?= python3
@@ -9,13 +9,14 @@ BIN := $(VENV)/bin
 PIP_INSTALL := pip install --disable-pip-version-check --quiet --no-compile
 INSTALLED := $(VENV)/.installed
 TESTED := $(VENV)/.installed-test
-# Tests of peers wait more than they compute: four processes keep two cores busy.
+# Tests with peers wait more than they compute, so four processes keep two cores busy.
 TEST_PROCESSES ?= $(shell echo $$(( $$(nproc) + 2 )))
 OHIF := $(or $(PLEURA_OHIF),.cache/ohif)
 OHIF_VERSION := 3.13.2
 OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 
-# Where it is set, each process compiles torch and all other libraries anew: 10 s of processor time.
+# With this variable set, each process would compile torch and all other libraries again, which
+# takes 10 s of processor time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test tests check lint types docs wheel-demo ohif benchmarks train clean chaos soak recipes
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
 
-# mypy keeps a single core busy for a minute: it runs beside the tests.
+# mypy uses a single core for a minute, so it runs beside the tests.
 test: lint
 	$(MAKE) --no-print-directory -j2 types tests
 
@@ -40,13 +41,13 @@ types: $(TESTED)
 tests: $(TESTED)
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist loadgroup
 
-# The pages of docs/ as a site in site/. The build is strict: a dead link fails it.
+# Build the pages of docs/ as a site in site/. The build is strict: it fails at a dead link.
 docs: $(INSTALLED)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build
 
-# The OHIF viewer as its authors publish it (50 MB), for tests/peers/test_viewers.py. Its neural
-# networks (150 MB) are left out.
+# Download the OHIF viewer as its authors publish it (50 MB), for tests/peers/test_viewers.py,
+# without its neural networks (150 MB).
 ohif: $(OHIF)/package/dist/index.html
 
 $(OHIF)/package/dist/index.html:
@@ -65,8 +66,8 @@ wheel-demo: $(TESTED)
 	$$folder/venv/bin/$(PIP_INSTALL) -c constraints.txt $(TORCH) dist/pleura-*.whl; \
 	cd $$folder && venv/bin/pleura demo
 
-# Memory over 10,000 associations and images, 100,000 bare TCP connects and 20,000 mutated
-# conversations: about an hour.
+# Check memory over 10,000 associations and images, 100,000 bare TCP connects and 20,000 mutated
+# conversations. Takes about an hour.
 soak: $(TESTED)
 	$(BIN)/python -m tests.soak
 
@@ -84,17 +85,18 @@ benchmarks: $(TESTED)
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.cache
 
-# Every recipe at its real size, with a few images each.
+# Train every recipe at its real size, with a few images each.
 recipes: $(TESTED)
 	$(BIN)/python -m tests.recipes
 
-# The long form of the chaos test: 1,000 kills and every other fault, then a table. It exits 1 on
-# any violation. The short form is part of `make test`. Full disks need root (small file systems).
+# The long form of the chaos test: 1,000 kills and every other fault, then a table. Its exit status
+# is 1 on any violation. The short form is part of `make test`. Full disks need root, to mount small
+# file systems.
 chaos: $(TESTED)
 	$(BIN)/python -m tests.chaos --kills 1000 $(CHAOS)
 
 # Train the default model again: about five core hours on the machine of 2026-11-28 (docs/model.md).
-# docs/training.md describes how DATA is laid out.
+# docs/training.md describes the layout of DATA.
 train: $(TESTED)
 	$(BIN)/pleura train --recipe default --data $(DATA) --out runs/default
 
@@ -102,30 +104,30 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): $(VENV)/bin/python pyproject.toml constraints.txt
-	@echo "torch and the other libraries: some minutes, without a line"
+	@echo "Installing torch and the other libraries: this takes some minutes and prints nothing."
 	$(BIN)/$(PIP_INSTALL) $(TORCH)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e .
 	touch $@
 
 $(TESTED): $(INSTALLED)
 	$(BIN)/$(PIP_INSTALL) -c constraints.txt -e '.[test]'
-# Compiles what the tests import: each of their processes would do it for itself.
+# Compile the modules that the tests import, because otherwise each test process would do so.
 	-$(BIN)/pytest --collect-only > /dev/null
 	touch $@
 
-# A Debian package with an environment of its own under /opt/pleura, for this machine's Debian.
+# A Debian package with its own virtual environment under /opt/pleura, for this machine's Debian.
 # Another torch: make deb TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"
 deb: $(TESTED)
 	rm -f dist/pleura-*.whl
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 	PIP=$(BIN)/pip TORCH="$(TORCH)" deploy/deb/build dist/pleura-*.whl dist
 
-# A container image, by Podman or Buildah. It needs a registry for its base (docs/packages.md). An
-# image in OCI's own format cannot hold a health check.
+# A container image, built by Podman or Buildah. It needs a registry for its base image
+# (docs/packages.md). It is in Docker's format, because the OCI format has no health check.
 image:
 	podman build --format docker -f deploy/oci/Containerfile -t pleura:cpu .
 
-# What pip would install for the node here; requirements and sbom are made of it.
+# pip's report of what it would install for a node here; requirements and sbom are made from it.
 REPORT := dist/pip-report.json
 $(REPORT): $(INSTALLED)
 	mkdir -p dist
@@ -138,7 +140,7 @@ requirements: $(REPORT)
 sbom: $(REPORT)
 	$(BIN)/python -m tools.release sbom $(REPORT) > dist/pleura.cdx.json
 
-# Known weaknesses of what a node installs. It asks PyPI's advisory service: it needs the internet.
+# Known vulnerabilities in a node's requirements, from PyPI's advisory service (on the internet).
 audit: requirements
 	$(BIN)/$(PIP_INSTALL) pip-audit
 	$(BIN)/pip-audit --no-deps --disable-pip -r dist/requirements.txt

@@ -1,11 +1,11 @@
-"""What open pages cost the analysis.
+"""How much open pages slow down the analysis.
 
     python -m benchmarks.browsers [--browsers N] [--images N] [--rounds N] [--data DIR]
 
-`pleura analyse` and `pleura web` work on one ledger. By turns the same real X-rays are analysed
-with no page open, and with the page Now open in N browsers: each asks for /live every five seconds,
-as the page itself does. Prints images per second, the ratio of medians, and the processor time of
-the web role. Absolute figures are of this machine and its noise.
+`pleura analyse` and `pleura web` share one ledger. The same real X-rays are analysed in alternate
+turns without an open page, and with the page Now open in N browsers. Each browser requests /live
+every five seconds, as the page itself does. Prints images per second, the ratio of medians, and the
+processor time of the web role. Absolute figures hold only for this machine and its other load.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from benchmarks.pipeline import Role, renamed, xrays
 from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
-# As the template of the page Now says.
+# The interval in the template of the page Now.
 _EVERY_S = 5.0
 
 
 def main() -> None:
-    """Print the rates without and with open pages, and what the pages took themselves."""
+    """Print the rates without and with open pages, and the processor time of the web role."""
     parser = command_line(__doc__)
     parser.add_argument("--browsers", type=int, default=10)
     parser.add_argument("--images", type=int, default=40, help="analysed in each turn")
@@ -53,13 +53,13 @@ def main() -> None:
 
     print(machine(f"{options.rounds} rounds of {len(originals)} images"))
     _print(rates, options.browsers)
-    print(f"processor time of the web role in all: {used_s:.1f} s")
+    print(f"processor time of the web role: {used_s:.1f} s")
 
 
 def _rates(
     role: Role, originals: Sequence[bytes], port: int, count: int, rounds: int
 ) -> Mapping[str, Sequence[float]]:
-    """Images per second in each round, `alone` and `beside` so many browsers."""
+    """Images per second in each round, `alone` and `beside` `count` browsers."""
     serials = itertools.count(1)
 
     def rate(open_pages: int) -> float:
@@ -83,7 +83,7 @@ def _print(rates: Mapping[str, Sequence[float]], count: int) -> None:
 
 @contextmanager
 def page(role: Role, port: int) -> Iterator[int]:
-    """`pleura web` beside the role. Gives its process ID."""
+    """Run `pleura web` beside the role; yields its process ID."""
     process = subprocess.Popen(
         [sys.executable, "-m", "daemon.cli", "web", "-c", str(role.path)],
         stdout=subprocess.DEVNULL,
@@ -107,7 +107,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def browsers(count: int, port: int) -> Iterator[None]:
-    """`count` open pages, which renew themselves evenly spread over their interval."""
+    """Open `count` pages, whose requests are spread evenly over the interval."""
     closed = threading.Event()
 
     def look(first_s: float) -> None:

@@ -1,14 +1,16 @@
-"""Decoding what trains: images a second into the cache, beside what the cores can.
+"""Filling the training cache: images per second, beside bare decoding on all cores.
 
     python -m benchmarks.cache [--rounds N] [--side PX] [--data DIR]
 
-Ours is `training.data.cache.prepare` of all 3,205 stage-2 pictures (JPEG, 512 px) into a new
-folder: decoded, letterboxed, brought into order, written and fsynced. Bare is a process a core,
+"Ours" is `training.data.cache.prepare` of all 3,205 stage-2 pictures (JPEG, 512 px) into a new
+folder: they are decoded, letterboxed, ordered, written and fsynced. "Bare" is one process per core,
 each of which decodes and letterboxes its share of the same pictures in the same way and drops them:
-no order, no other process to tell, no file. They take alternate turns, ours first. Prints images a
-second, medians, and ours by bare: of the medians, and the median of each turn's ratio; then user
-and system time of all processes of both, and bare by ours, which other work on the machine hardly
-changes, but which does not see waiting. Wanted: at least 0.9.
+without order, communication or files. The two take alternate turns, ours first.
+
+Prints median images per second, and the ratio ours / bare: of the medians, and the median of each
+turn's ratio. Then prints the user and system time of all processes, and the ratio bare / ours.
+Other work on the machine hardly affects that ratio, but it does not include waiting. Wanted: at
+least 0.9.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from training import data
 from training.data import cache, pictures
 from training.data.cases import Case
 
-# By party: a figure of each round.
+# "ours" or "bare" -> a figure of each round.
 Figures = Mapping[str, Sequence[float]]
 
 
@@ -55,15 +57,16 @@ def main() -> None:
 
 
 def _measured(turns: Mapping[str, Callable[[], None]], rounds: int) -> tuple[Figures, Figures]:
-    """Seconds of the clock and of CPU time of every round but the first, which reads the files
-    into memory.
+    """Elapsed seconds and CPU seconds of every round but the first, which reads the files into
+    memory.
     """
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     costs: dict[str, list[float]] = {name: [] for name in turns}
 
     for number in range(rounds + 1):
         for name, work in turns.items():
-            began, cpu_began_s = time.perf_counter(), _cpu_s()
+            began = time.perf_counter()
+            cpu_began_s = _cpu_s()
             work()
             if number:
                 seconds[name].append(time.perf_counter() - began)
@@ -90,18 +93,18 @@ def _print_costs(costs: Figures) -> None:
 
 
 def _cpu_s() -> float:
-    """User and system time of this process and of those that ended, in seconds."""
+    """User and system time of this process and of its ended children, in seconds."""
     return sum(os.times()[:4])
 
 
 def _ours(cases: Sequence[Case], side: int) -> None:
-    """Into a new cache, which is dropped."""
+    """Fill a new cache, which is deleted."""
     with tempfile.TemporaryDirectory() as folder:
         cache.prepare(cases, side, Path(folder))
 
 
 def _bare(cases: Sequence[Case], side: int) -> None:
-    """Decoded and letterboxed by a process a core."""
+    """Decode and letterbox in one process per core."""
     processes = os.cpu_count() or 1
     size = math.ceil(len(cases) / processes)
     shares = [cases[first : first + size] for first in range(0, len(cases), size)]

@@ -1,19 +1,17 @@
-"""The cost of turning a file into a picture, beside pydicom's own LUT functions, and of JPEG 2000
-and HTJ2K beside the quickest libraries that could be shipped.
-
-One made-up radiograph of 2500 x 2048, 16 bits, uncompressed; the steps in turn, in one process,
-after a warm-up:
+"""The time from a file to a picture, and of decoding JPEG 2000 and HTJ2K.
 
     python -m benchmarks.decode [--rounds N] [--codecs]
 
-Prints the least milliseconds of processor time of each step; shared cores make elapsed time say
-little.
+Without `--codecs`: the steps from a file to a picture, for a made-up uncompressed radiograph of
+2500 x 2048 with 16 bits, beside pydicom's own LUT functions. The steps take turns in one process,
+after a warm-up. Prints the least processor time of each step in milliseconds; on shared cores,
+elapsed time says little.
 
-`--codecs` (needs `pip install pleura[benchmark]`): the node's whole way from the encapsulated Pixel
-Data of a lossless radiograph of 12 bits to its stored values, beside imagecodecs (OpenJPEG with one
-thread and with one a core; OpenJPH for HTJ2K), by alternate turns. Prints medians in milliseconds
-of elapsed and of processor time, and imagecodecs / node = ratio of medians: above 1, the node is
-quicker. DCMTK has no decoder for either.
+`--codecs` (needs `pip install pleura[benchmark]`): all the node's steps from the encapsulated Pixel
+Data of a lossless 12-bit radiograph to its stored values, beside imagecodecs, the fastest library
+that could be shipped (OpenJPEG with one thread and with one per core; OpenJPH for HTJ2K), in
+alternate turns. Prints medians of elapsed and processor time in milliseconds, and the ratio of
+medians imagecodecs / node: above 1, the node is faster. DCMTK has no decoder for either.
 """
 
 from __future__ import annotations
@@ -44,7 +42,7 @@ def main() -> None:
     """Print the cost of each step, or with `--codecs` the comparison of decoders."""
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--codecs", action="store_true", help="JPEG 2000 and HTJ2K alone")
+    parser.add_argument("--codecs", action="store_true", help="only JPEG 2000 and HTJ2K")
     options = parser.parse_args()
 
     if options.codecs:
@@ -67,7 +65,7 @@ def time_steps(rounds: int) -> None:
 
 
 def _uncompressed() -> bytes:
-    """A ramp with grain, in the span of a detector's values, as a file."""
+    """A file of a ramp with grain, over the range of a detector's values."""
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     grain = np.random.default_rng(0).normal(0, 600, (ROWS, COLUMNS))
     values = (30000 + 12 * (row - 1250) + 4 * (column - 1024) + grain).clip(0, 65535).astype("<u2")
@@ -99,7 +97,7 @@ def _steps(data: bytes) -> dict[str, Callable[[], object]]:
 
 
 def compare_codecs(rounds: int) -> None:
-    """Print the times of imagecodecs and of the node, and their ratios, for each size."""
+    """Print the times of imagecodecs and of the node, and their ratios, for each image size."""
     import imagecodecs
 
     libraries = f"{imagecodecs.jpeg2k_version()}, {imagecodecs.htj2k_version()}"
@@ -121,7 +119,7 @@ def compare_codecs(rounds: int) -> None:
 
 
 def _rivals(values: NDArray[np.uint16]) -> dict[str, tuple[UID, bytes, Callable[[bytes], Any]]]:
-    """Name -> transfer syntax, the values as its stream, and a decoder of imagecodecs."""
+    """Name -> (transfer syntax, the encoded values, a decoder of imagecodecs)."""
     import imagecodecs
 
     cores = os.cpu_count() or 1
@@ -145,13 +143,14 @@ def _rivals(values: NDArray[np.uint16]) -> dict[str, tuple[UID, bytes, Callable[
 
 
 def row(theirs: Callable[[], object], node: Callable[[], object], rounds: int) -> str:
-    """Medians of both by alternate turns, in milliseconds, and their ratios."""
+    """Medians of both decoders in alternate turns, in milliseconds, and their ratios, as text."""
     elapsed: dict[str, list[float]] = {"theirs": [], "node": []}
     processor: dict[str, list[float]] = {"theirs": [], "node": []}
 
     for _ in range(rounds):
         for name, decode in (("theirs", theirs), ("node", node)):
-            began, processor_began = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
+            processor_began = time.process_time()
             decode()
             elapsed[name].append(time.perf_counter() - began)
             processor[name].append(time.process_time() - processor_began)
@@ -174,7 +173,7 @@ def radiograph_of_12_bits(shape: tuple[int, int]) -> NDArray[np.uint16]:
 
 
 def encapsulated(values: NDArray[np.uint16], stream: bytes, syntax: UID) -> FileDataset:
-    """An image as it is read from a file, with this stream as its one frame."""
+    """An image as read from a file, with this stream as its only frame."""
     dataset = image(values, BitsStored=12, HighBit=11)
     dataset.file_meta.TransferSyntaxUID = syntax
     dataset.PixelData = encapsulate([stream])

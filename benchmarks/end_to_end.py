@@ -1,22 +1,22 @@
-"""From C-STORE success to every result in the archive, beside the least that it could take.
+"""The time from C-STORE success to every result in the archive, beside the least possible time.
 
-One image at a time, by alternate turns in one run, against one Orthanc on loopback:
-- node: storescu's exit -> Orthanc holds all of the image's objects, through `pleura serve`;
-- bare: the same image decoded, answered, its objects encoded and checked in this process (no spool,
-  no ledger), then sent over an association that is open already.
-Both begin with an archive that holds none of the objects, and both run plain torch on as many
-threads. While the node works nothing asks: the archive itself calls this process with each object
-that it has stored (a Lua script of Orthanc's). A client that asked it every millisecond took up to
-a core from the node, and looked like the node's own time.
+One image at a time, in alternate turns in one run, with one Orthanc on loopback:
+- node: from storescu's exit until Orthanc holds all of the image's objects, through `pleura serve`;
+- bare: this process decodes and analyses the same image, encodes and checks its objects (without
+  spool and ledger), and sends them over an open association.
+Both begin with an archive that holds none of the objects, and both run plain torch on the same
+number of threads. Nothing polls the archive: a Lua script in Orthanc calls this process for each
+stored object. A client that polled every millisecond took up to a core from the node, and that
+looked like the node's own time.
 
     python -m benchmarks.end_to_end [--images N] [--data DIR]
 
-Prints medians in milliseconds, the ratio of medians (wanted: 1.15 or less), and where the node's
-time goes, step by step, as `pleura trace` tells it. Absolute times are of this machine and its
-noise.
+Prints medians in milliseconds, the ratio of medians (wanted: at most 1.15), and the node's time
+step by step, from the data of `pleura trace`. Absolute times hold only for this machine and its
+other load.
 """
 
-# What torch reads once is set before it is imported.
+# torch reads some settings only when it is imported, so they are set before.
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pathlib import Path
 
 from daemon import torch_process
 
-# As the analyse role does, before torch is loaded: both sides wait and keep memory alike.
+# As the analyse role does: both sides then have the same settings for threads and memory.
 torch_process.prepare()
 
 import torch
@@ -69,7 +69,7 @@ _LONGEST_S = 240.0
 def main() -> None:
     """Print the times of both sides, their ratio, and the steps of the node."""
     options = _options()
-    # The first opens what stays open, and is not counted.
+    # The first image opens connections that stay open, and is not counted.
     first, *files = _spread(xray_files(options.data), options.images)
 
     with tempfile.TemporaryDirectory() as name:
@@ -105,7 +105,7 @@ def _options() -> argparse.Namespace:
 
 
 def _spread(paths: Sequence[Path], count: int) -> Sequence[Path]:
-    """`count` of the paths and one more, evenly spread."""
+    """`count` + 1 of the paths, evenly spread."""
     return paths[:: max(1, len(paths) // (count + 1))][: count + 1]
 
 
@@ -115,7 +115,8 @@ def _archive(folder: Path, arrivals: Arrivals) -> Orthanc:
 
 
 def _print(sides: Sides) -> None:
-    bare_ms, node_ms = median_ms(sides.bare_s), median_ms(sides.node_s)
+    bare_ms = median_ms(sides.bare_s)
+    node_ms = median_ms(sides.node_s)
     pairs = median_ratio(sides.node_s, sides.bare_s)
 
     print(
@@ -134,7 +135,7 @@ def _print_steps(steps: Sequence[tuple[str, float]]) -> None:
 
 
 class Arrivals:
-    """What the archive says that it has stored: it calls us, with a script of its own."""
+    """Counts the stored objects of the archive, whose script calls us for each."""
 
     def __init__(self, folder: Path) -> None:
         self._changed = threading.Condition()
@@ -159,7 +160,7 @@ class Arrivals:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Nothing is printed."""
+                """Print nothing."""
 
         return Handler
 
@@ -170,13 +171,13 @@ class Arrivals:
             self._changed.notify_all()
 
     def settled(self, count: int) -> None:
-        """Return once `count` objects have come since the last call, and forget them."""
+        """Wait until `count` objects have arrived since the last call, and reset the count."""
         self.last_of(count)
         with self._changed:
             self._count = 0
 
     def last_of(self, count: int) -> float:
-        """When (time.perf_counter) the last of `count` objects came."""
+        """Wait for `count` objects; returns when the last arrived (time.perf_counter)."""
         with self._changed:
             came = self._changed.wait_for(lambda: self._count >= count, _LONGEST_S)
             assert came, f"{self._count} of {count} objects in the archive"
@@ -184,7 +185,7 @@ class Arrivals:
 
 
 class Bare:
-    """The work and the sending alone: nothing between them, the association open."""
+    """Only the analysis and the sending, over an open association, with nothing between them."""
 
     def __init__(self, archive: Orthanc, folder: Path) -> None:
         engine = Engine(package.load(package.default_folder()), torch.device("cpu"))
@@ -203,13 +204,13 @@ class Bare:
         self.sending_s: list[float] = []
 
     def run(self, path: Path) -> tuple[float, int]:
-        """Analyse and send one image; returns its seconds, and how many objects it has."""
+        """Analyse and send one image; returns the seconds and the number of objects."""
         data = path.read_bytes()
         began = time.perf_counter()
         (outcome,) = self._pipeline.analyse([data], datetime.now().astimezone())
         work_s = time.perf_counter() - began
 
-        # A file is this sender's input: writing it is no part of the least that it could take.
+        # The sender reads files. Writing them is not part of the least possible time.
         outgoing = [self._written(result) for result in outcome.results]
         began = time.perf_counter()
         for result in outgoing:
@@ -222,7 +223,7 @@ class Bare:
         return work_s + sending_s, len(outgoing)
 
     def forget(self) -> None:
-        """Leave out what has been measured so far."""
+        """Drop the measurements so far."""
         self.work_s.clear()
         self.sending_s.clear()
 
@@ -238,7 +239,7 @@ class Bare:
 
 
 class Sides:
-    """The node and the bare work; for each image both begin with an empty archive."""
+    """The node and the bare work. For each image both begin with an empty archive."""
 
     def __init__(self, archive: Orthanc, arrivals: Arrivals, node: Node, bare: Bare) -> None:
         self._archive = archive
@@ -247,14 +248,14 @@ class Sides:
         self._storescu = program("storescu")
         self.bare = bare
 
-        # Image -> how many result objects it has.
+        # Image -> the number of its result objects.
         self.objects: dict[Path, int] = {}
         # Seconds of each image.
         self.node_s: list[float] = []
         self.bare_s: list[float] = []
 
     def warm_up(self, first: Path, files: Sequence[Path]) -> None:
-        """Count every image's objects, and take `first` through the node; none is counted."""
+        """Count every image's objects, and send `first` through the node. No time is kept."""
         self.objects = {path: self.bare.run(path)[1] for path in (first, *files)}
         self._arrivals.settled(sum(self.objects.values()))
         self.run_node(first)
@@ -263,7 +264,7 @@ class Sides:
         self.bare.forget()
 
     def run_node(self, path: Path) -> None:
-        """Note the seconds from storescu's exit until the archive holds the image's objects."""
+        """Record the seconds from storescu's exit until the archive holds the image's objects."""
         self._empty()
         syntax = dcmread(path, stop_before_pixels=True).file_meta.TransferSyntaxUID
         proposed = "-xy" if syntax == JPEGBaseline8Bit else "-xt"
@@ -276,7 +277,7 @@ class Sides:
         self._arrivals.settled(self.objects[path])
 
     def run_bare(self, path: Path) -> None:
-        """Note the seconds of work and sending alone."""
+        """Record the seconds of the bare analysis and sending."""
         self._empty()
         self.bare_s.append(self.bare.run(path)[0])
         self._arrivals.settled(self.objects[path])
@@ -287,7 +288,7 @@ class Sides:
 
 
 def _steps(node: Node, files: Sequence[Path]) -> list[tuple[str, float]]:
-    """Each step of the node in words, in order, and its median milliseconds over all images."""
+    """(description, median milliseconds over all images) of each step of the node, in order."""
     took: dict[str, list[float]] = {}
     places: dict[str, list[int]] = {}
     view = View.open(node.settings["ledger"])
@@ -296,7 +297,7 @@ def _steps(node: Node, files: Sequence[Path]) -> list[tuple[str, float]]:
     for (image,) in trace.found(view, uids).values():
         before = 0.0
         for place, event in enumerate(image["events"]):
-            # Its words name the reason and the time of one image.
+            # An end event's words contain the reason and time of one image, so replace them.
             is_end = event["event"] in ("analysed", "not_analysed", "failed")
             words = "the answer's transaction began" if is_end else event["words"]
             took.setdefault(words, []).append(event["milliseconds"] - before)

@@ -1,9 +1,9 @@
-"""The results of one image made durable together, beside one after another, by alternate turns.
+"""Making the results of one image durable together, beside one after another, in alternate turns.
 
     python -m benchmarks.flush [--rounds N] [--folder DIR]
 
-Prints medians in milliseconds and their ratio. The folder lies on the disk that is meant: by
-default where temporary files go.
+Prints medians in milliseconds and their ratio. The folder must be on the disk to measure; the
+default is the folder of temporary files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.measurement import (
 )
 from daemon.spool import Spool
 
-# SEG, SC, SR and PR of an image of 2500 x 2048 (docs/benchmarks.md, "Encoding").
+# Bytes of SEG, SC, SR and PR of an image of 2500 x 2048 (docs/benchmarks.md, "Encoding").
 _SIZES = (640_000, 840_000, 30_000, 20_000)
 
 

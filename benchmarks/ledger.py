@@ -1,19 +1,19 @@
-"""What the ledger costs: claims at an empty ledger and at a full one, receiving by many writers,
-waking a sleeper.
+"""The ledger's costs: claims in small and large ledgers, receiving by many writers, waking.
 
     python -m benchmarks.ledger [--rows N] [--rounds N] [--folder DIR]
 
-- claim: one batch of 8 images claimed and completed, and 8 deliveries claimed and stored, in a
-  ledger of a few hundred rows, in one with N finished images (a result and a stored delivery each)
-  and in one where N images and N deliveries wait, alternating; the ratios of medians say whether
-  the cost grows with the years. Wanted: at most 1.2.
-- receive: rows per second that 1, 4 and 8 writers get committed through the receive role's group
+- claim: a batch of 8 images is claimed and completed, then 8 deliveries are claimed and stored.
+  This alternates between three ledgers: one with a few hundred rows, one with N finished images
+  (each with a result and a stored delivery), and one where N images and N deliveries wait. The
+  ratios of medians show whether the cost grows over the years. Wanted: at most 1.2.
+- receive: the rows per second that 1, 4 and 8 writers commit through the receive role's group
   commit.
-- wake: from the call that commits work to the return of an idle waiter's wait(); on SQLite also of
-  a waiter that looks at the ledger every 10 ms, in turn, and the CPU time that waiting takes.
+- wake: the time from the call that commits work to the return of an idle process's wait(). On
+  SQLite also for a process that looks at the ledger every 10 ms, in alternate turns, and the CPU
+  time of waiting.
 
-Both engines with full durability; PostgreSQL is a separate server on loopback with its default
-settings. Absolute figures are of this machine, its disk and its noise.
+Both databases run with full durability. PostgreSQL is a separate server on loopback with its
+default settings. Absolute figures hold only for this machine, its disk and its other load.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ WRITING_S = 3.0
 ASLEEP_S = 3.0
 _WARM_UPS = 10
 
-# Of a ledger, or of one bell: at most so many seconds.
+# The wait() of a ledger or of a bell, with the most seconds to wait.
 Wait = Callable[[float], None]
 
 _NUMBERS = (
@@ -63,7 +63,8 @@ _FILL = (
     "INSERT INTO deliveries (result_id, destination, priority, state, due_at, lease_until, attempt,"
     " failures) SELECT id, 'pacs', 1, 'owed', 0, 0, 0, 0 FROM results",
 )
-# Through "received" and "owed", as rows come, so that the indexes of what waits have seen them all.
+# Rows pass through "received" and "owed" as in a node, so that the indexes of waiting rows have
+# held all of them.
 _FINISH = (
     "UPDATE instances SET state = 'analysed', content_digest = spool_name,"
     " completed_at = received_at, attempt = 1, unfinished = 1, result_time = received_at",
@@ -95,7 +96,7 @@ def main() -> None:
 def measure(
     engine: str, database: Callable[[str], str], folder: Path, options: argparse.Namespace
 ) -> None:
-    """Print the figures of one engine; `database`: name -> the URL of an empty ledger."""
+    """Print the figures of one database. `database`: name -> the URL of an empty ledger."""
     with (
         opened(database("few")) as few,
         opened(database("many")) as many,
@@ -148,16 +149,16 @@ def _measure_sleep(ledger: Ledger) -> None:
 
 @contextmanager
 def opened(url: str) -> Iterator[Ledger]:
-    """The ledger of a URL, until the block ends."""
+    """Open the ledger of a URL until the block ends."""
     ledger = Ledger(url)
     yield ledger
     ledger.close()
 
 
 def fill(url: str, rows: int, finished: bool = True) -> None:
-    """Put images into a ledger by SQL, a result and a delivery each.
+    """Insert images by SQL, each with a result and a delivery.
 
-    Statistics are left as the databases keep them by themselves.
+    No ANALYZE is run: the databases keep their statistics as they do by themselves.
     """
     engine = sa.create_engine(url)
     with engine.begin() as conn:
@@ -170,7 +171,7 @@ def fill(url: str, rows: int, finished: bool = True) -> None:
 
 
 class Batches:
-    """Batches of one ledger, and the seconds of each step."""
+    """Runs batches in one ledger, and keeps the seconds of each step."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.seconds: dict[str, list[float]] = {"claim and complete": [], "claim and store": []}
@@ -178,7 +179,7 @@ class Batches:
         self._number = 0
 
     def run(self, is_counted: bool) -> None:
-        """Take one batch from its arrival to its last delivery."""
+        """Run one batch from its arrival to its last delivery."""
         self._ledger.receive([self._arrival() for _ in range(BATCH)])
 
         began = time.perf_counter()
@@ -214,7 +215,7 @@ class Batches:
 
 
 def arrival(spool_name: str, uid: str) -> Arrival:
-    """A digital X-ray of 15 MB, as the receive role tells the ledger of it."""
+    """A digital X-ray of 15 MB, as the receive role reports it to the ledger."""
     return Arrival(
         spool_name,
         "1.2.840.10008.5.1.4.1.1.1.1",
@@ -231,7 +232,7 @@ def arrival(spool_name: str, uid: str) -> Arrival:
 
 
 class _NoFiles(Spool):
-    """Rows alone are measured here; benchmarks.receive measures what modalities see."""
+    """A spool without files: only rows are measured here. benchmarks.receive measures the whole."""
 
     def sync(self, names: Iterable[str]) -> None:
         """Nothing was written."""
@@ -241,9 +242,9 @@ class _NoFiles(Spool):
 
 
 def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
-    """Rows per second that get committed.
+    """The rows committed per second.
 
-    Each writer waits for its row's commit before it hands over the next, as an association does.
+    Each writer waits for its row's commit before it submits the next, as an association does.
     """
     intake = Intake(ledger, _NoFiles(folder / "spool"))
     counts = [0] * writers
@@ -266,9 +267,9 @@ def received_per_s(ledger: Ledger, folder: Path, writers: int) -> float:
 
 
 def wakes(ledger: Ledger, count: int) -> dict[str, list[float]]:
-    """Seconds from the start of a commit to a sleeper's waking, on separate connections.
+    """Seconds from the start of a commit until a waiting thread wakes, on separate connections.
 
-    On SQLite in turn: a sleeper that is rung for, and a sleeper that looks every 10 ms.
+    On SQLite in alternate turns: a thread that a bell wakes, and one that looks every 10 ms.
     """
     with ExitStack() as opened_here:
         sleeper = opened_here.enter_context(opened(ledger.url))
@@ -288,7 +289,7 @@ def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, l
         wait(60)
         return time.perf_counter()
 
-    # A thread each: every thread has a bell of its own.
+    # One thread for each: every thread has its own bell.
     with ExitStack() as threads:
         pools = {name: threads.enter_context(ThreadPoolExecutor(1)) for name in waits}
         for number in range(count):
@@ -296,9 +297,9 @@ def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, l
                 woken = pools[name].submit(sleep, wait)
                 asleep.wait()
                 asleep.clear()
-                # At any point between two looks.
+                # Commit at a varying time between two looks.
                 time.sleep(0.05 + 0.01 * number / count)
-                # By housekeeping of the database: allowed, and no measurement.
+                # Housekeeping of the database may have woken it early; then skip this measurement.
                 if woken.done():
                     continue
 
@@ -311,7 +312,7 @@ def _wakes(ledger: Ledger, waits: Mapping[str, Wait], count: int) -> dict[str, l
 
 @contextmanager
 def _looking(ledger: Ledger) -> Iterator[bells.FileBell]:
-    """A bell of a ledger under another name, at which nobody rings."""
+    """A bell for the ledger's file under another name, which no process rings."""
     file = Path(str(sa.make_url(ledger.url).database))
     alias = file.with_name(f"{file.name}-by-another-name")
     alias.symlink_to(file)
@@ -322,7 +323,7 @@ def _looking(ledger: Ledger) -> Iterator[bells.FileBell]:
 
 
 def asleep_costs(ledger: Ledger, seconds: float) -> Iterator[tuple[str, float]]:
-    """How a sleeper sleeps, and the CPU time that it costs: milliseconds a second."""
+    """(kind of waiting, its CPU time in milliseconds per second)."""
     file = str(sa.make_url(ledger.url).database)
 
     for words, look_s in (("rung", None), ("looks every 10 ms", 0.01), ("every 2 ms", 0.002)):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, the ground they are measured on, and their figures."""
+"""Shared parts of the benchmarks: options, facts about the machine, and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# File systems that fsync nothing, or that lie on others.
+# File systems in memory, where fsync does nothing, or on top of other file systems.
 _NO_DISKS = ("tmpfs", "ramfs", "overlay")
 
 _Party = TypeVar("_Party")
@@ -24,7 +24,7 @@ _Party = TypeVar("_Party")
 
 
 def command_line(document: str | None) -> argparse.ArgumentParser:
-    """A parser that tells the first line of a benchmark's docstring."""
+    """A parser that describes the benchmark by the first line of its docstring."""
     assert document is not None
     return argparse.ArgumentParser(description=document.splitlines()[0])
 
@@ -37,12 +37,12 @@ def add_data_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_folder_option(parser: argparse.ArgumentParser) -> None:
-    """`--folder`: where files lie during the run, by default where temporary files go."""
+    """`--folder`: the folder for files during the run, by default that of temporary files."""
     default = Path(tempfile.gettempdir())
     parser.add_argument("--folder", type=Path, default=default, help="on a real disk")
 
 
-# ---- the ground
+# ---- the machine
 
 
 def xray_files(data: Path) -> list[Path]:
@@ -51,7 +51,7 @@ def xray_files(data: Path) -> list[Path]:
 
 
 def program(name: str) -> str:
-    """The path of a peer's program. Ends the benchmark where it is not installed."""
+    """The path of a peer's program. Ends the benchmark if it is not installed."""
     # Debian puts Orthanc into sbin, which is not on every PATH.
     path = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin")
     if path is None:
@@ -60,7 +60,7 @@ def program(name: str) -> str:
 
 
 def require_real_disk(folder: Path) -> None:
-    """End the benchmark where `folder` lies in memory, or on no file system of its own."""
+    """End the benchmark if `folder` is in memory or on an overlay file system."""
     kind = _file_system(folder)
     if kind in _NO_DISKS:
         raise SystemExit(f"{folder}: {kind} found, a real disk wanted; give --folder")
@@ -69,24 +69,26 @@ def require_real_disk(folder: Path) -> None:
 def machine(*facts: str, folder: Path | None = None) -> str:
     """Cores and further facts, such as versions, for the first line of a benchmark.
 
-    With `folder`, the file system that it lies on is named as well.
+    With `folder`, also the type of its file system.
     """
     places = [_file_system(folder)] if folder else []
     return ", ".join([f"{os.cpu_count()} cores", *facts, *places])
 
 
 def load() -> str:
-    """The machine's load: programs that want a core, the mean of the last minute."""
+    """The machine's load: the mean number of runnable processes in the last minute."""
     return f"load {os.getloadavg()[0]:.1f}"
 
 
 def _file_system(folder: Path) -> str:
-    """The type of file system that `folder` lies on."""
-    closest, kind = "", ""
+    """The type of the file system that holds `folder`."""
+    closest = ""
+    kind = ""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         _, mounted, mounted_kind, *_ = line.split()
         if folder.resolve().is_relative_to(mounted) and len(mounted) >= len(closest):
-            closest, kind = mounted, mounted_kind
+            closest = mounted
+            kind = mounted_kind
     return kind
 
 
@@ -96,9 +98,9 @@ def _file_system(folder: Path) -> str:
 def by_turns(
     measures: Mapping[str, Callable[[], float]], rounds: int, warm_ups: int = 1
 ) -> dict[str, list[float]]:
-    """What each measure returns, round by round; in each round all measures take their turn.
+    """The figures that each measure returns, round by round; in each round all take their turn.
 
-    The first `warm_ups` rounds pay for imports, caches and allocations: they are left out.
+    The first `warm_ups` rounds are left out, because they include imports, caches and allocations.
     """
     figures: dict[str, list[float]] = {name: [] for name in measures}
 
@@ -112,7 +114,7 @@ def by_turns(
 
 
 def rotated(parties: Sequence[_Party], number: int) -> list[_Party]:
-    """The parties in the order of round `number`: none always follows the same other."""
+    """The parties in the order of round `number`: each round another goes first."""
     first = number % len(parties)
     return [*parties[first:], *parties[:first]]
 
@@ -138,7 +140,7 @@ def median_ms(seconds: Iterable[float]) -> float:
 def median_ratio(figures: Iterable[float], others: Iterable[float]) -> float:
     """The median of each turn's ratio of the first figure to the other.
 
-    Other programs on the machine disturb it less than they do the ratio of the medians.
+    Other programs on the machine affect it less than the ratio of the medians.
     """
     pairs = zip(figures, others, strict=True)
     return statistics.median(figure / other for figure, other in pairs)

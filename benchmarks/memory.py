@@ -1,11 +1,12 @@
-"""What a running node keeps in memory: each role when idle, at work, and idle again.
+"""The memory of a running node: each role when idle, at work, and idle again.
 
     python -m benchmarks.memory [--images N] [--engine E]
 
-`pleura serve` with the default model and a folder as its destination gets phantoms of 2500 x 2048
-one after another. In MB, of serve and of each role: resident memory (Rss), and with memory that
-several processes share divided among them (Pss), both of /proc/PID/smaps_rollup, once the node is
-READY and again 10 seconds after the last image; and the most that was ever resident (VmHWM).
+`pleura serve` with the default model and a folder as its destination receives phantoms of
+2500 x 2048 one after another. Prints for serve and for each role, in MB: resident memory (Rss), and
+resident memory in which shared memory is divided among its processes (Pss), 10 seconds after READY
+and 10 seconds after the last image (/proc/PID/smaps_rollup); and the peak of resident memory
+(VmHWM).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _REST_S = 10.0
 
 
 def main() -> None:
-    """Print the memory of each process before, after and at the most."""
+    """Print the memory of each process before and after the images, and its peak."""
     parser = command_line(__doc__)
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--engine", default="auto")
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def _of_all(node: Node) -> dict[str, tuple[float, float, float]]:
-    """(Rss, Pss, most Rss) in MB of serve and of each role."""
+    """(Rss, Pss, peak Rss) in MB of serve and of each role."""
     assert node.process is not None
     processes = {"serve": node.process.pid}
     for role in _ROLES:

@@ -1,13 +1,13 @@
-"""The server's time for each page with a ledger of 100 images, and with one of 100,000.
+"""The server's time for each page, with a ledger of 100 images and with one of 100,000.
 
     python -m benchmarks.page [--rows N] [--rounds N] [--postgresql]
 
-Both ledgers are filled with images of the last hundred days, four senders, one in eight positive,
-each with a result and a stored delivery. Each page is asked in both, alternating, in this process:
-the figure is the server's time, without a network. "Now" is asked past the two seconds for which
-all browsers share one answer. Wanted: below 100 ms, and a ratio of medians of at most 1.5. On a
-machine that others load, the ratio of processor times is the one to read: with PostgreSQL it is
-this process's alone. A search finds more rows in the larger ledger, and a page has up to 50.
+Both ledgers hold images of the last hundred days from four senders; one in eight is positive, and
+each has a result and a stored delivery. Each page is requested from both in alternate turns, in
+this process: the figure is the server's time, without a network. The answers that browsers share
+for two seconds are computed anew each time. Wanted: below 100 ms, and a ratio of medians of at most
+1.5. On a machine with other load, read the ratio of processor times; with PostgreSQL it covers only
+this process. A search finds more rows in the larger ledger, and a page shows up to 50.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tools.peers.postgres import Postgres
 
 _DAYS = 100
 _WARM_UPS = 5
-# The answers that all browsers share for a while.
+# The answers that browsers share for a while.
 _KEPT = ("now", "metrics", "ready", "senders", "reasons")
 # The application, and the node that it shows.
 Page = tuple[Any, Node]
@@ -94,7 +94,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--postgresql", action="store_true", help="the ledgers are PostgreSQL's")
+    parser.add_argument("--postgresql", action="store_true", help="use PostgreSQL for the ledgers")
     options = parser.parse_args()
 
     with (
@@ -129,7 +129,7 @@ def _ledgers(folder: Path, is_postgresql: bool) -> Iterator[Callable[[str], str]
 async def _measured(
     pages: tuple[Page, Page], path: str, rounds: int
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Seconds of the clock and of the processor, each for both pages."""
+    """Elapsed seconds and processor seconds, each for both pages."""
     elapsed: list[list[float]] = [[], []]
     processor: list[list[float]] = [[], []]
     clients = [_client(app) for app, _ in pages]
@@ -139,7 +139,8 @@ async def _measured(
             for kept in _KEPT:
                 node.forget(kept)
 
-            began, processor_began = time.perf_counter(), time.process_time()
+            began = time.perf_counter()
+            processor_began = time.process_time()
             response = await clients[place].get(path)
             elapsed_s = time.perf_counter() - began
             processor_time_s = time.process_time() - processor_began
@@ -155,14 +156,14 @@ async def _measured(
 
 
 def _client(app: Any) -> httpx.AsyncClient:
-    """A browser in this process."""
+    """An HTTP client for the page in this process."""
     transport = httpx.ASGITransport(app)
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 @contextmanager
 def _page(folder: Path, url: str, rows: int) -> Iterator[Page]:
-    """The page over a ledger of so many images, until the block ends."""
+    """The page over a ledger of `rows` images, until the block ends."""
     folder.mkdir()
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "pacs.example", "port": 104}
     config = Config.model_validate(
@@ -183,9 +184,9 @@ def _page(folder: Path, url: str, rows: int) -> Iterator[Page]:
 
 
 def fill(url: str, rows: int, over_s: float = _DAYS * 86_400.0, seed: int = 0) -> None:
-    """Put finished images into an empty ledger, spread over `over_s` seconds until a moment ago.
+    """Insert finished images into an empty ledger, spread over the last `over_s` seconds.
 
-    `seed`: so many seconds earlier.
+    `seed` shifts them into the past by this many seconds.
     """
     engine = sa.create_engine(url)
 

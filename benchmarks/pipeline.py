@@ -1,23 +1,24 @@
-"""The analyse role beside the bare work on the same files: what overlapping gains, and what
-durability costs.
+"""The analyse role beside the bare work on the same files.
 
-Alternating in one run, on two sets of images (real X-rays of 1024 x 1024, phantoms of 2500 x 2048):
-- bare: decode, forward passes, encode and check of SEG and SC, one image after another in this
-  process, nothing kept;
-- role: `pleura analyse` as a separate process, from images that lie in the spool to results that
-  lie in the spool and are owed by the ledger; many at once (images per second), and one at a time
+It shows how much time the role gains by overlapping its steps, and how much durability costs.
+
+In alternate turns, on two sets of images (real X-rays of 1024 x 1024, phantoms of 2500 x 2048):
+- bare: this process decodes, runs the networks, and encodes and checks SEG and SC, one image after
+  another; it keeps nothing;
+- role: `pleura analyse` as a separate process, from images in the spool until their results are in
+  the spool and owed in the ledger; many images at once (images per second), and one at a time
   (latency).
 
-Both with the settings of daemon/torch_process.py, as the role makes them; the engine is chosen
-(tuned) before anything is timed.
+Both use the settings of daemon/torch_process.py, as the role does. The engine is chosen (tuned)
+before anything is timed.
 
     python -m benchmarks.pipeline [--images N] [--rounds N] [--data DIR] [--model FOLDER]
         [--device D]
 
-Prints medians and ratios of medians. Absolute times are of this machine and its noise.
+Prints medians and ratios of medians. Absolute times hold only for this machine and its other load.
 """
 
-# What torch reads once is set before it is imported.
+# torch reads some settings only when it is imported, so they are set before.
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from typing import Any
 
 from daemon import torch_process
 
-# Before torch is loaded.
 torch_process.prepare()
 
 import numpy as np
@@ -65,13 +65,13 @@ from daemon.spool import Spool
 from inference.pipeline import Pipeline
 from training import phantom
 
-# Of a core: a process that uses less has nothing to do.
+# The share of a core below which a process counts as idle.
 _AT_REST = 0.05
 _LOOK_S = 2.0
 
 
 def main() -> None:
-    """Compare on both sets of images."""
+    """Compare the role and the bare work on both sets of images."""
     options = _options()
     facts = (f"torch {torch.__version__}", f"{options.rounds} rounds of {options.images} images")
     print(machine(*facts))
@@ -92,7 +92,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("--images", type=int, default=40, help="that wait at once")
+    parser.add_argument("--images", type=int, default=40, help="images that wait at once")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--model", default="default")
     parser.add_argument("--device", default="auto")
@@ -104,7 +104,7 @@ def _options() -> argparse.Namespace:
 
 
 class Role:
-    """`pleura analyse` over its own spool and ledger."""
+    """`pleura analyse` with its own spool and ledger."""
 
     def __init__(self, folder: Path, model: str, device: str, **more: Any) -> None:
         """`more`: further settings."""
@@ -127,7 +127,7 @@ class Role:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The role's process, from READY and at rest until the block ends."""
+        """Run the role's process until the block ends. The block starts when the role is idle."""
         with (self._folder / "log.txt").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "daemon.cli", "analyse", "-c", str(self.path)],
@@ -144,7 +144,7 @@ class Role:
             process.wait()
 
     def seconds(self, files: Iterable[bytes]) -> float:
-        """The seconds from the moment when all files wait to the moment when none does."""
+        """The seconds from the moment when all files wait until none waits."""
         arrivals = [self._arrival(data) for data in files]
 
         with closing(sqlite3.connect(self._folder / "ledger.db")) as connection:
@@ -155,20 +155,20 @@ class Role:
             return time.perf_counter() - started
 
     def _arrival(self, data: bytes) -> Arrival:
-        """Put a file into the spool, for the ledger to be told."""
+        """Write a file to the spool; returns its arrival for the ledger."""
         uid = str(dcmread(BytesIO(data), stop_before_pixels=True).SOPInstanceUID)
         name = self.spool.write(data)
         sop_class_uid = "1.2.840.10008.5.1.4.1.1.1"
         return Arrival(name, sop_class_uid, uid, "1.2.1", "BENCH", "dimse", 1, len(data))
 
     def check(self) -> None:
-        """All were analysed, or what was timed is something else."""
+        """Assert that all images were analysed: otherwise the times mean something else."""
         counts = self.ledger.inspect.counts()["instances"]
         assert counts["failed"] == counts["not_analysed"] == 0, counts
 
     @staticmethod
     def _rest(pid: int) -> None:
-        """Until the process has nothing more to do: its engine is chosen."""
+        """Wait until the process is idle: then its engine is chosen."""
         while True:
             before_s = processor_s(pid)
             time.sleep(_LOOK_S)
@@ -192,8 +192,8 @@ def compare(
     originals: Sequence[bytes],
     options: argparse.Namespace,
 ) -> None:
-    """Print rates of many images, and times of single images, of the role beside the bare work."""
-    # Images per second of many; seconds of single images.
+    """Print the rates of many images and the times of single images, for the role and bare."""
+    # Images per second of many images; seconds of single images.
     rates: dict[str, list[float]] = {"bare": [], "role": []}
     times: dict[str, list[float]] = {"bare": [], "role": []}
     serials = itertools.count(1)
@@ -251,7 +251,7 @@ def bare(pipeline: Pipeline, files: Sequence[bytes]) -> float:
 
 
 def xrays(data: Path, images: int) -> list[bytes]:
-    """Real X-rays, JPEG Baseline and JPEG-LS, with and without a pneumothorax; adults."""
+    """Real X-rays of adults, in JPEG Baseline and JPEG-LS, with and without a pneumothorax."""
     adults = []
     for path in xray_files(data):
         age = str(dcmread(path, stop_before_pixels=True).get("PatientAge") or "040Y")
@@ -262,8 +262,8 @@ def xrays(data: Path, images: int) -> list[bytes]:
 
 
 def large() -> list[bytes]:
-    """Synthetic, 12 bits in 16, uncompressed: the matrix of a flat detector (drawn at half its
-    size).
+    """Synthetic uncompressed images, 12 bits in 16, with the matrix of a flat detector (drawn at
+    half its size).
     """
     files = []
     with tempfile.TemporaryDirectory() as folder:
@@ -275,12 +275,12 @@ def large() -> list[bytes]:
 
 
 def _twice(plane: NDArray[Any]) -> NDArray[Any]:
-    """The middle of a plane, each pixel as four."""
+    """The middle of a plane, enlarged twice."""
     return np.repeat(np.repeat(plane[:, 113:1137], 2, axis=0), 2, axis=1)
 
 
 def renamed(data: bytes, serial: int) -> bytes:
-    """The same picture as another instance: a duplicate would be no new work."""
+    """The same picture with a new UID, because a duplicate would not be analysed."""
     dataset = dcmread(BytesIO(data))
     uid = UID(f"2.25.{serial}")
     dataset.SOPInstanceUID = uid

@@ -1,12 +1,14 @@
-"""What a start costs: memory of receive, deliver and the supervisor, time of roles and commands.
+"""The cost of a start: memory of receive, deliver and the supervisor, time of roles and commands.
 
     python -m benchmarks.start [--beside CHECKOUT] [--rounds N] [--only TEXT]
 
-`--beside`: another checkout of Pleura, measured in turn with this one, by the same Python. Memory
-is the resident set of a role that has said READY, and of `serve` once it has started its roles, in
-MB. Time is CPU time of the process, the median in milliseconds, of a role until it said READY: on a
-quiet machine a command takes little more. `doctor` asks a node of which only analyse runs.
-`--only`: those lines whose text has this in it.
+Memory is the resident set in MB: of a role that is READY, and of `serve` when it has started a
+role. Time is the median CPU time of the process in milliseconds: of a role until it is READY, and
+of a whole command. On a quiet machine elapsed time is little longer. `doctor` checks a node of
+which only analyse runs.
+
+`--beside`: another checkout of Pleura, measured with the same Python in alternate turns. `--only`:
+only the measures whose name contains TEXT.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _MEASURES = ("receive", "deliver", "supervisor", "analyse", *map(" ".join, _COMM
 
 
 class Checkout:
-    """One version of Pleura with a node's files of its own."""
+    """One version of Pleura with its own settings, spool and ledger."""
 
     def __init__(self, code: Path, folder: Path) -> None:
         folder.mkdir()
@@ -43,7 +45,7 @@ class Checkout:
         self.figures: dict[str, list[float]] = {}
 
     def prepare(self) -> None:
-        """Make its ledger and spool."""
+        """Create its ledger and spool."""
         process = self._start("receive")
         assert process.stdout is not None
         assert process.stdout.readline() == "READY\n"
@@ -66,7 +68,7 @@ class Checkout:
             self._measure_doctor()
 
     def _ready(self, role: str) -> subprocess.Popen[str]:
-        """A role that has said READY."""
+        """Start a role, and wait until it is READY."""
         process = self._start(role)
         assert process.stdout is not None
         assert process.stdout.readline() == "READY\n"
@@ -76,14 +78,14 @@ class Checkout:
     def _measure_supervisor(self) -> None:
         process = self._start("serve")
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        # At the first of them each of its modules is loaded; a slow machine may start them slowly.
+        # When it starts the first role, all its modules are loaded. A slow machine may take long.
         wait_until("serve has started a role", lambda: children.read_text().split())
         self._note("supervisor, MB", _resident_mb(process.pid))
         _end(process)
 
     def _measure_doctor(self) -> None:
         process = self._ready("analyse")
-        # Its first heartbeat, which doctor looks for.
+        # Wait for the role's first heartbeat, which doctor looks for.
         time.sleep(1.0)
         self._measure_command("doctor")
         _end(process)
@@ -114,7 +116,7 @@ class Checkout:
 
 
 def main() -> None:
-    """Print what starts cost, beside another checkout where asked."""
+    """Print the costs of starts, with `--beside` also those of another checkout."""
     parser = command_line(__doc__)
     parser.add_argument("--beside", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
@@ -127,7 +129,7 @@ def main() -> None:
         other = Checkout(options.beside, Path(folder) / "other") if options.beside else None
         checkouts = [ours] if other is None else [other, ours]
 
-        # Not in the checkout: `python -m` would import from there.
+        # Leave the checkout, because `python -m` imports from the working directory.
         os.chdir(folder)
         for checkout in checkouts:
             checkout.prepare()
@@ -157,7 +159,7 @@ def _resident_mb(pid: int) -> float:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    # After the roles' start a moment passes until SIGTERM is heard; nothing here is worth keeping.
+    # SIGKILL, because a starting role handles SIGTERM only after a moment, and no data matter here.
     process.kill()
     process.wait()
     assert process.stdout is not None

@@ -1,16 +1,16 @@
-"""The training loop: images per second of `training.fitting` beside a bare loop on tensors that are
-in memory already.
+"""The training loop: images per second of `training.fitting`, beside a bare loop.
 
     python -m benchmarks.train [--rounds N] [--batches N] [--set KEY=VALUE ...]
 
-The network, loss, optimiser and augmentation of recipe t6-unet-plus-plus-b4 (elastic, grid and
-optical distortion, flips; EfficientNet-B4) at its real size, on phantoms. Ours reads uint8 images,
-shuffles, augments and normalises them, watches the loss and draws its progress; bare is forward,
-backward, step on one augmented batch. Both take turns, of so many batches each. What ours does once
-an epoch (validation, checkpoint) is not counted: it is not the loop's cost. Prints images per
-second, medians, and two ratios of ours to bare: of the medians, and the median of each turn's
-ratio, which other programs on the machine disturb less. Wanted: at least 0.9. `--set` as of `pleura
-train`.
+Both train the network of recipe t6-unet-plus-plus-b4 at its real size on phantoms, with its loss,
+optimiser and augmentation (elastic, grid and optical distortion, flips; EfficientNet-B4). "Ours"
+reads uint8 images, shuffles, augments and normalises them, watches the loss and draws its progress.
+"Bare" repeats forward, backward and step on one augmented batch in memory. They take alternate
+turns of N batches each. Work that ours does once an epoch (validation, checkpoint) is not counted.
+
+Prints median images per second, and two ratios of ours to bare: of the medians, and the median of
+each turn's ratio, which other programs on the machine affect less. Wanted: at least 0.9. `--set` is
+that of `pleura train`.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ from training.fitting.run import Run
 from training.recipe import Stage
 
 RECIPE = REPOSITORY / "config" / "recipes" / "t6-unet-plus-plus-b4.yaml"
-# One epoch a turn; the mean of the last epochs is made after the loop
 FIXED = {
+    # One epoch for each turn
     "epochs": 1,
+    # No mean of the last epochs: it is made after the loop
     "average": {},
-    # No epoch is judged
+    # No choice of the best epoch
     "best_by": None,
 }
 
@@ -55,9 +56,13 @@ def main() -> None:
     """Print the images per second of both loops, and their ratios."""
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=8, help="of each turn")
+    parser.add_argument("--batches", type=int, default=8, help="batches in each turn")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="as networks.0.side=128"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for example networks.0.side=128",
     )
     options = parser.parse_args()
 
@@ -91,7 +96,7 @@ def _network(stage: Stage) -> nn.Module:
 
 
 def _ours(stage: Stage, batches: Batches) -> float:
-    """Images per second of one epoch, as the run's own curve states them."""
+    """Images per second of one epoch, from the run's own curve."""
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), stage, "phantoms", ["benchmark"])
         run.console.quiet = True
@@ -101,7 +106,7 @@ def _ours(stage: Stage, batches: Batches) -> float:
 
 
 def _bare(stage: Stage, batches: Batches) -> float:
-    """Images per second of as many steps on one batch."""
+    """Images per second of the same number of steps on one batch."""
     device = batches.device
     network = _network(stage).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.train()

@@ -1,4 +1,4 @@
-"""The default install is the node: no role needs what the `train` extra brings."""
+"""The default install runs a node: no role needs a library of the `train` extra."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_train_extra_brings_every_training_library() -> None:
     default = {Requirement(text).name for text in project["dependencies"]}
     extra = {Requirement(text).name for text in project["optional-dependencies"]["train"]}
 
-    # The distribution of `import sklearn`.
+    # `import sklearn` comes from the distribution scikit-learn.
     distributions = {name.replace("sklearn", "scikit-learn") for name in TRAINING_LIBRARIES}
     assert distributions <= extra
     assert not distributions & default
@@ -76,7 +76,7 @@ def test_the_train_extra_brings_every_training_library() -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_training_command_names_the_extra_that_it_lacks(
+def test_a_training_command_names_the_extra_that_is_missing(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "training"]:
@@ -101,7 +101,7 @@ def test_a_training_command_names_the_extra_that_it_lacks(
         ),
     ],
 )
-def test_config_check_names_the_extra_that_the_settings_lack(
+def test_config_check_names_the_extra_that_the_settings_need(
     module: str,
     settings: dict[str, Any],
     words: str,
@@ -131,7 +131,7 @@ def test_config_check_names_the_extra_that_the_settings_lack(
         ("classifier", {"encoder": "se-resnext50"}, "encoder SEResNext50"),
     ],
 )
-def test_a_package_whose_network_is_monais_names_the_extra(
+def test_a_package_with_a_network_from_monai_names_the_extra(
     architecture: str, arguments: dict[str, str], what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "monai"]:

@@ -1,4 +1,4 @@
-"""What is shipped: the wheel's contents, the systemd units, the README's settings."""
+"""The shipped files: the wheel, the systemd units, the README's settings, the container image."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_wheel_holds_settings_runbook_recipe_and_model(wheel: list[str]) -> 
 @pytest.mark.parametrize("unit", sorted(path.name for path in (REPOSITORY / "systemd").iterdir()))
 def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[str], str]) -> None:
     for path in (REPOSITORY / "systemd").iterdir():
-        # Where the command lies on this machine is not the unit's business.
+        # The command and the user of the unit do not exist on this machine.
         text = (
             path.read_text()
             .replace("/opt/pleura/bin/pleura", "/bin/true")
@@ -85,14 +85,14 @@ def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[st
 
 
 def test_a_boot_starts_no_role_that_is_disabled() -> None:
-    # As on a machine that only analyses, or while no result may go out.
+    # A role is disabled on a machine that only analyses, or while no result may be sent.
     target = (REPOSITORY / "systemd" / "pleura.target").read_text()
     assert not re.findall(r"(?m)^(?:Wants|Requires|Upholds|BindsTo)=.*pleura-", target)
     for unit in (REPOSITORY / "systemd").glob("*.service"):
         assert "\nWantedBy=pleura.target\n" in unit.read_text()
 
 
-def test_the_readmes_settings_are_settings(tmp_path: Path) -> None:
+def test_the_readmes_settings_are_valid(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text()
     match = re.search(r"\n((?:    .*\n)*    ae_title:.*\n(?:    .*\n)*)", text)
     assert match is not None
@@ -111,7 +111,8 @@ def test_the_monitor_page_has_every_reason() -> None:
 
 
 def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
-    seen, waiting = set(), ["pleura"]
+    seen = set()
+    waiting = ["pleura"]
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -132,15 +133,15 @@ def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
     assert {"torch", "pydicom", "python-gdcm"} <= seen
 
 
-# What is left: no root directory of its own, local and Internet sockets and the host's network,
-# /proc/sys; for the analyse role also CUDA's devices and executable memory (docs/hardening.md).
+# The remaining exposure: the host's root directory, local and Internet sockets, the host's network,
+# and /proc/sys; for the analyse role also CUDA's devices and executable memory (docs/hardening.md).
 _HIGHEST_EXPOSURE = 1.1
 
 
 @pytest.mark.parametrize(
     "unit", sorted(path.name for path in (REPOSITORY / "systemd").glob("*.service"))
 )
-def test_the_sandbox_of_each_unit_is_tight(unit: str, peer: Callable[[str], str]) -> None:
+def test_the_exposure_of_each_unit_is_low(unit: str, peer: Callable[[str], str]) -> None:
     command = [peer("systemd-analyze"), "security", "--offline=true"]
     answer = subprocess.run(
         [*command, f"--threshold={_HIGHEST_EXPOSURE * 10:.0f}", str(REPOSITORY / "systemd" / unit)],
@@ -151,7 +152,7 @@ def test_the_sandbox_of_each_unit_is_tight(unit: str, peer: Callable[[str], str]
 
 
 @pytest.mark.parametrize("name", ["pleura.yaml", "compose-pleura.yaml"])
-def test_the_images_health_check_is_admitted_by_its_settings(
+def test_the_images_settings_accept_its_health_check(
     name: str, tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     port = free_port()
@@ -175,10 +176,10 @@ def test_the_images_health_check_is_admitted_by_its_settings(
 
 
 def test_each_way_to_build_the_image_keeps_its_health_check() -> None:
-    """Podman's default, the OCI format, drops it."""
+    """Podman's default image format, OCI, has no health check."""
     assert "podman build --format docker" in (REPOSITORY / "Makefile").read_text()
 
-    # podman-compose builds in that format.
+    # podman-compose builds in the OCI format, so compose.yaml repeats the check.
     compose = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
     text = (REPOSITORY / "deploy/oci/Containerfile").read_text()
     (check,) = re.findall(r"HEALTHCHECK.*\\\n +CMD (\[.*\])", text)

@@ -1,7 +1,7 @@
-"""The pictures of docs/overlays.md that show an answer: `python -m tools.answers docs`.
+"""Makes the pictures of docs/overlays.md that show an answer: `python -m tools.answers docs`.
 
-Synthetic radiographs go through the pipeline with the model that ships; what is shown is its
-answer, whatever that is.
+The shipped model analyses synthetic radiographs in the pipeline; the pictures show its answers as
+they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Cases for the tests of results and gate: made-up patients, a made-up chest, and real X-rays."""
+"""Cases for tests of results and of the gate: made-up patients, a made-up chest, real X-rays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from inference.results import Case, NoFinding
 MODEL = ModelIdentity(
     id="pleura-default", version="1.2.3", digest="ab" * 32, device_uid="2.25.20260304"
 )
-# Naive is allowed: the site's local time.
+# A time without a zone is the site's local time.
 AT = datetime(2026, 3, 4, 5, 6, 7, 890123)
 NOT_ANALYSED = NoFinding(
     State.NOT_ANALYSED, "under_age", "the patient is younger than the minimum age"
@@ -27,8 +27,9 @@ NOT_ANALYSED = NoFinding(
 
 
 def header(**changes: Any) -> Dataset:
-    """A computed radiograph's header, 41 x 37 pixels so that no byte boundary falls on a row; None
-    takes one away.
+    """A computed radiograph's header. A change to None removes the attribute.
+
+    It has 41 x 37 pixels, so that no row of a bit mask ends at a byte boundary.
     """
     source = Dataset()
     values: dict[str, Any] = {
@@ -52,7 +53,7 @@ def header(**changes: Any) -> Dataset:
 
 
 def pixels(source: Dataset) -> NDArray[np.float32]:
-    """A grey image that is different in every corner."""
+    """A grey image, (rows, columns), that differs in every corner."""
     rows, columns = np.mgrid[0 : source.Rows, 0 : source.Columns]
     return np.asarray(
         0.1 + 0.5 * rows / source.Rows + 0.3 * columns / source.Columns, dtype=np.float32
@@ -70,7 +71,7 @@ def blob(source: Dataset) -> NDArray[np.bool_]:
 def positive(
     source: Dataset | None = None, mask: NDArray[np.bool_] | None = None, **changes: Any
 ) -> Case:
-    """A case with a calibrated finding; `changes` to the case, not to its source."""
+    """A case with a calibrated finding. `changes` are to the case, not to its source."""
     source = source or header()
     mask = blob(source) if mask is None else mask
 
@@ -81,10 +82,10 @@ def positive(
 
 
 def _spacing(source: Dataset) -> Spacing | None:
-    """As of a whole radiograph, which the small picture stands for."""
+    """The spacing that a radiograph of full size would have."""
     whole = Dataset({**source})
     for keyword in ("Rows", "Columns"):
-        # New elements: all others are shared with the source.
+        # Replace the element: `whole` shares its elements with the source.
         whole.add_new(keyword, "US", max(1024, source.Rows, source.Columns))
     return spacing_of(whole)
 
@@ -95,12 +96,12 @@ def negative(source: Dataset | None = None, **changes: Any) -> Case:
 
 
 def refused(source: Dataset | None = None, **changes: Any) -> Case:
-    """A case that admission did not let through."""
+    """A case that admission excluded from analysis."""
     return _case(source or header(), **({"no_finding": NOT_ANALYSED} | changes))
 
 
 def real(file: Path, **changes: Any) -> Case:
-    """A positive case of a real X-ray, with a region that nobody saw there."""
+    """A positive case of a real X-ray, with a made-up region."""
     dataset, _ = parse(file.read_bytes())
     for keyword, value in changes.items():
         setattr(dataset, keyword, value)

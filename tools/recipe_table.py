@@ -1,13 +1,13 @@
-"""The recipes' networks: parameters, arithmetic and, where asked, time of one forward pass.
+"""The recipes' networks: parameters, arithmetic and, with an option, the time of a forward pass.
 
     # A Markdown table
     python -m tools.recipe_table [--time | --processor-time] [--turns N] [NAME...]
 
-Parameters and multiplications are counted on torch's meta device, without memory or computing.
-Times are of one image in float32 on this machine's CPU. Each network takes alternate turns with the
-first of the table, so a machine that slows down meanwhile slows both; printed are the medians and
-how many times the first's it is. `--processor-time` leaves out the waiting for other work on a busy
-machine; it wants one thread (OMP_NUM_THREADS=1), for it counts those of all threads.
+Parameters and multiplications are counted on torch's meta device, without memory or computation.
+Times are for one image in float32 on this machine's CPU. Each network is timed in alternate turns
+with the first of the table, so that a change of the machine's speed affects both. The table shows
+the median time and the median ratio to the first network. `--processor-time` excludes waiting for
+other work on a busy machine; set OMP_NUM_THREADS=1 with it, because it adds up all threads' time.
 """
 
 # ruff: noqa: T201 - a program
@@ -28,7 +28,7 @@ from training import recipe
 from training.recipe import Stage
 
 RECIPES = Path(__file__).resolve().parent.parent / "config" / "recipes"
-# Trains no network
+# This recipe trains no network.
 _OUTCOME = "lgg-outcome"
 _TURNS = 7
 
@@ -79,7 +79,7 @@ def _print_row(cells: Iterable[str]) -> None:
 
 
 def _counts(name: str, stage: Stage) -> list[str]:
-    # A classifier of a segmenter's map has the network inside it.
+    # A classifier of a segmenter's map contains that network.
     inner = stage.arguments.get("of", stage.model_dump())
     encoder = inner["arguments"].get("encoder")
     network = f"{inner['architecture']} on {encoder}" if encoder else str(inner["architecture"])
@@ -92,7 +92,7 @@ def _counts(name: str, stage: Stage) -> list[str]:
 def counted(stage: Stage) -> tuple[int, int | None]:
     """(parameters, multiplications with addition of one image) of a stage's network.
 
-    None where the network does not run on the meta device.
+    The second is None if the network does not run on the meta device.
     """
     with torch.device("meta"):
         network = build(stage.architecture, **stage.arguments).eval()
@@ -111,9 +111,9 @@ def counted(stage: Stage) -> tuple[int, int | None]:
 def by_turns(
     first: Forward, other: Forward, turns: int, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, float]:
-    """(milliseconds of `other`, how many times `first`'s they are), medians of alternate turns.
+    """(milliseconds of `other`, their ratio to those of `first`), medians of alternate turns.
 
-    One turn of each is not counted.
+    A first turn of each is not counted.
     """
     milliseconds = []
     ratios = []

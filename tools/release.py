@@ -1,10 +1,10 @@
-"""The files of a release beside the wheel, from pip's own report on what it would install here:
+"""Writes the files of a release beside the wheel, from pip's report of what it would install:
 
     python -m tools.release requirements REPORT     # name==version --hash=..., for `pip install -r`
     python -m tools.release sbom REPORT             # CycloneDX 1.6, JSON
 
 REPORT is the file that `pip install --dry-run --ignore-installed --report REPORT ...` writes (`make
-requirements` and `make sbom` do). Both say what one platform gets: that of this machine.
+requirements` and `make sbom` do). Both files are for the platform of this machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def requirements(report: Report) -> str:
     """Pinned requirements with the SHA-256 of each file, sorted by name.
 
     Raises:
-        ValueError: pip states no hash of a file.
+        ValueError: the report has no hash of a file.
     """
     lines = [
         f"# For Python {report['environment']['python_version']}, "
@@ -39,7 +39,8 @@ def requirements(report: Report) -> str:
     ]
 
     for item in _others(report):
-        name, version = item["metadata"]["name"], item["metadata"]["version"]
+        name = item["metadata"]["name"]
+        version = item["metadata"]["version"]
         digest = _sha256(item)
         if not digest:
             raise ValueError(f"{name} {version}: pip's report has no SHA-256 of its file")
@@ -49,7 +50,7 @@ def requirements(report: Report) -> str:
 
 
 def sbom(report: Report, now: datetime) -> dict[str, Any]:
-    """The bill of materials: Pleura, and every distribution it is installed with."""
+    """The bill of materials: Pleura, and every distribution installed with it."""
     (ours,) = [item for item in report["install"] if _name(item) == _OURS]
     root = _component(ours) | {"type": "application"}
     components = [_component(item) for item in _others(report)]
@@ -86,8 +87,9 @@ def _sha256(item: Mapping[str, Any]) -> str:
 
 def _component(item: Mapping[str, Any]) -> dict[str, Any]:
     about = item["metadata"]
-    name, version = _name(item), about["version"]
-    # A local version such as 2.13.0+cpu keeps its plus sign encoded (package URL, 5.5).
+    name = _name(item)
+    version = about["version"]
+    # The plus sign of a local version such as 2.13.0+cpu is encoded (package URL, 5.5).
     reference = f"pkg:pypi/{name}@{version.replace('+', '%2B')}"
     component: dict[str, Any] = {
         "type": "library",
@@ -116,7 +118,7 @@ def _licence_words(about: Mapping[str, Any]) -> str:
 
 
 def _installed_licence(name: str) -> str:
-    """The same from what is installed here: older pips leave License-Expression out of reports."""
+    """The installed distribution's licence: older pips omit License-Expression from reports."""
     try:
         return licence(name)
     except metadata.PackageNotFoundError:

@@ -368,8 +368,8 @@ class Lives(RuleBasedStateMachine):
             for number, image in self.model.images.items()
         }
         assert {row["id"]: {name: row[name] for name in _DELIVERY} for row in owed} == {
-            number: {name: getattr(one, name) for name in _DELIVERY}
-            for number, one in self.model.deliveries.items()
+            number: {name: getattr(delivery, name) for name in _DELIVERY}
+            for number, delivery in self.model.deliveries.items()
         }
         # A result exists once, and is owed at most once to each destination.
 
@@ -400,8 +400,9 @@ class Lives(RuleBasedStateMachine):
         # Checked without the model's rules: a waiting image and an owed result have their files.
         for number, image in self.model.images.items():
             assert image.state != "received" or set(self.model.files_of(number)) <= kept
-        for one in self.model.deliveries.values():
-            assert one.state != "owed" or self.model.results[one.result_uid].spool_name in kept
+        for delivery in self.model.deliveries.values():
+            is_kept = self.model.results[delivery.result_uid].spool_name in kept
+            assert delivery.state != "owed" or is_kept
 
     def _empty(self) -> None:
         with self.view.begin() as conn:

@@ -1,7 +1,7 @@
-"""The page's pictures in docs/page/: `python -m tests.web.gallery docs/page`.
+"""Makes the pictures of the operator's page in docs/page/: `python -m tests.web.gallery docs/page`.
 
-Ledgers of several moments are made, and a Chromium without a window looks at each. Everything is
-synthetic: no patient, and no hospital.
+It fills a ledger for each situation, and takes screenshots with a headless Chromium. All data are
+synthetic: no patient and no hospital.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         places = Path(name)
         chest = _chest(places)
-        for what, looks in _MOMENTS.items():
+        for what, looks in _SITUATIONS.items():
             place = places / what
             place.mkdir()
             with _served(place, what, chest) as (site, url):
@@ -68,7 +68,7 @@ def main() -> None:
                     _shoot(program, place, url, cookies, look, folder)
 
 
-_MOMENTS = {
+_SITUATIONS = {
     "empty": [Look("empty", "/")],
     "busy": [
         Look("busy", "/"),
@@ -89,14 +89,14 @@ _MOMENTS = {
 
 @dataclass
 class Chest:
-    """A phantom as a node receives it, and what the model that ships makes of it."""
+    """A phantom as a node receives it, and the shipped model's answer."""
 
     source: bytes
     # Kind of result -> its file
     results: dict[str, bytes]
     probability: float
     positive: bool
-    # Its id, version and digest
+    # The model's id, version and digest
     model: str
 
 
@@ -109,7 +109,7 @@ def _chest(folder: Path) -> Chest:
     (outcome,) = pipeline.analyse([source], datetime.now())
     finding = outcome.finding
     assert finding is not None
-    results = {one.kind: one.data for one in outcome.results}
+    results = {result.kind: result.data for result in outcome.results}
     model = f"{shipped.manifest.id} {shipped.manifest.version} {shipped.identity.digest}"
     return Chest(source, results, finding.probability, finding.positive, model)
 
@@ -120,6 +120,7 @@ def _served(place: Path, what: str, chest: Chest) -> Iterator[tuple[Site, str]]:
         place, users=users(), viewer_url="https://viewer.example/v?study={study_instance_uid}"
     )
     _MAKE[what](site, chest)
+
     port = unused_port()
     config = uvicorn.Config(
         site.app, port=port, lifespan="off", log_config=None, access_log=False, ws="none"
@@ -129,6 +130,7 @@ def _served(place: Path, what: str, chest: Chest) -> Iterator[tuple[Site, str]]:
     thread.start()
     while not server.started:
         time.sleep(0.05)
+
     yield site, f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(10)
@@ -156,13 +158,13 @@ def _shoot(
         path = look.path.format(positive=_POSITIVE.get("number", 1))
         page.open(url + path)
         time.sleep(1.0)
-        high = page.value("document.documentElement.scrollHeight")
+        height = page.value("document.documentElement.scrollHeight")
         width = page.value("document.documentElement.scrollWidth")
         assert width <= look.size[0], f"{look.name}: {width} pixels wide, {look.size[0]} wanted"
         page.call(
             "Emulation.setDeviceMetricsOverride",
             width=look.size[0],
-            height=min(int(high), 1900),
+            height=min(int(height), 1900),
             deviceScaleFactor=1,
             mobile=False,
         )
@@ -174,9 +176,9 @@ def _shoot(
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    """As few colours as keep it below 150 kB.
+    """Write the picture with so few colours that the file stays below 145 kB.
 
-    Maximum coverage keeps the few pixels of an outline in their colour, k-means the greys grey.
+    Maximum coverage keeps the colour of thin outlines; k-means keeps the greys grey.
     """
     for colours in (128, 64, 32):
         written = io.BytesIO()
@@ -189,7 +191,7 @@ def _save(picture: Image.Image, path: Path) -> None:
     path.write_bytes(written.getvalue())
 
 
-# -- moments ---------------------------------------------------------------------------------------
+# -- situations ------------------------------------------------------------------------------------
 
 _POSITIVE: dict[str, int] = {}
 
@@ -204,7 +206,7 @@ def _roles(site: Site, *names: str) -> None:
 
 
 def _day(site: Site, chest: Chest, number: int = 160) -> None:
-    """A day of images, the last of them a positive with its files."""
+    """A day of images; one of the last is a positive with its files."""
     fill(site.settings.ledger, number, over_s=86_000.0, seed=3)
     _shadow(site)
     for _ in range(3):
@@ -223,7 +225,7 @@ def _day(site: Site, chest: Chest, number: int = 160) -> None:
 
 
 def _shadow(site: Site) -> None:
-    """A second model that says otherwise now and then."""
+    """Answers of a second model, of which some differ."""
     after = 0
     name = f"pleura-candidate 2.0.0 {'b' * 64}"
     while (job := site.view.shadow.next(after)) is not None:

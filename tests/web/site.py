@@ -1,4 +1,4 @@
-"""A page in this process over a small ledger, and a browser without a window that asks it."""
+"""The page in this process over a small ledger, and a visitor that sends requests to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def users() -> list[dict[str, str]]:
 
 
 class Site:
-    """One node's page. `ledger` has the audit trail on."""
+    """One node's page, with the audit trail enabled."""
 
     def __init__(self, folder: Path, **web: Any) -> None:
         url = f"sqlite:///{folder}/ledger.db"
@@ -75,7 +75,7 @@ class Site:
     def end(
         self, state: str, results: dict[str, bytes] | None = None, owed: str = "pacs", **more: Any
     ) -> None:
-        """End the image that is next in line; its results are owed to this destination."""
+        """End the next waiting image; its results are owed to the destination `owed`."""
         (job,) = self.ledger.claim_images("worker:1", 1)
         made = tuple(
             StoredResult(
@@ -88,13 +88,13 @@ class Site:
         self.ledger.complete(job, completion, {owed: ("SC", "SEG")})
 
     def audited(self) -> list[tuple[str, dict[str, str]]]:
-        """The events that the audit trail owes."""
+        """The events that wait for the audit trail: (event, facts)."""
         rows, _ = self.ledger.claim_audit("sender:1", 1000)
         return [(row.event, dict(row.facts)) for row in rows]
 
 
 class Visitor:
-    """A browser with cookies, on the page in this process."""
+    """An HTTP client with cookies, for the page in this process."""
 
     def __init__(self, site: Site, address: str = "127.0.0.1") -> None:
         self._transport = httpx.ASGITransport(site.app, client=(address, 40000))

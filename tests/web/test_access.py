@@ -1,5 +1,5 @@
-"""Who sees and does what on the page: without a login nothing, with `look` no act, and no act that
-the person did not mean.
+"""Access to the page: without a login nothing is shown, the role `look` cannot act, and no other
+site can make a person act.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOSTILE = "<b onload=x>'\"&"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """One image of each end, from a sender with a hostile title."""
+    """A page with one image for each end state, from a sender with a hostile AE title."""
     site = Site(tmp_path_factory.mktemp("site"), users=users())
     for number in range(1, 4):
         site.receive(f"1.2.{number}", HOSTILE)
@@ -38,13 +38,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 
 def paths(site: Site) -> list[tuple[str, str, Access]]:
-    """Every route of the page, with a number that exists."""
+    """Every route of the page: (method, path with an existing number, access)."""
     found = doors(site.spool, SingleSignOn(None))
     return [(each.method, re.sub(r"{.*?}", "1", each.path), each.access) for each in found]
 
 
 class Elements(HTMLParser):
-    """The elements of a page: tag, names of attributes."""
+    """The elements of a page: tag, and names of its attributes."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -55,20 +55,20 @@ class Elements(HTMLParser):
         self.found.append((tag, {name for name, _ in attrs}))
 
 
-def test_without_a_login_no_route_tells_anything(site: Site) -> None:
-    stranger = Visitor(site)
+def test_without_a_login_no_route_shows_anything(site: Site) -> None:
+    visitor = Visitor(site)
     secrets = ("1.2.1", "XRAY1", "pacs", "onload", "analysis")
     walked = [*paths(site), ("GET", "/metrics", Access.LOOK), ("GET", "/none", Access.LOOK)]
 
     for method, path, access in walked:
-        response = stranger.ask(method, path)
+        response = visitor.ask(method, path)
         assert not [word for word in secrets if word in response.text], path
         if access > Access.OPEN:
             assert response.status_code in (303, 401, 403, 404), (method, path)
             assert response.headers.get("location", "/login").startswith("/login")
 
 
-def test_a_role_that_looks_sees_every_page_and_acts_on_nothing(site: Site) -> None:
+def test_the_role_look_sees_every_page_and_cannot_act(site: Site) -> None:
     looker = Visitor(site)
     assert looker.log_in("looker").status_code == 303
     for path in ("/", "/live", "/images", "/images/1", "/model", "/runbook", "/try"):
@@ -82,11 +82,13 @@ def test_a_role_that_looks_sees_every_page_and_acts_on_nothing(site: Site) -> No
 
 
 def test_an_act_needs_the_token_of_its_session_and_our_own_page(site: Site) -> None:
-    actor, other = Visitor(site), Visitor(site)
+    actor = Visitor(site)
+    other = Visitor(site)
     actor.log_in("actor")
     other.log_in("looker")
     before = site.view.counts()
-    own, foreign = actor.token("/"), other.token("/")
+    own = actor.token("/")
+    foreign = other.token("/")
 
     for token in ("", "x", foreign):
         response = actor.post("/acts", {"token": token, "act": "retry-images"})
@@ -101,12 +103,12 @@ def test_an_act_needs_the_token_of_its_session_and_our_own_page(site: Site) -> N
     assert actor.get("/acts").status_code == 405
     assert site.view.counts() == before
 
-    # No form of ours names these.
+    # No form of the page contains these.
     for form in ({"act": "drop"}, {"act": "try-now", "destination": "<x>"}, {"act": "send-again"}):
         assert actor.post("/acts", form | {"token": own}).status_code == 400
 
 
-def test_a_login_form_is_of_this_page_too(site: Site) -> None:
+def test_a_login_needs_the_token_of_its_form(site: Site) -> None:
     visitor = Visitor(site)
     form = {"token": "x", "name": "actor", "password": "y", "next": "/"}
     assert visitor.post("/login", form).status_code == 403
@@ -127,7 +129,7 @@ def test_a_login_form_is_of_this_page_too(site: Site) -> None:
         "/\t/[x",
     ],
 )
-def test_a_login_leads_to_this_page_alone(site: Site, to: str) -> None:
+def test_a_login_never_redirects_to_another_site(site: Site, to: str) -> None:
     visitor = Visitor(site)
     shown = visitor.get("/login", params={"next": to})
     assert shown.status_code == 200
@@ -138,7 +140,7 @@ def test_a_login_leads_to_this_page_alone(site: Site, to: str) -> None:
     assert visitor.post("/login", form).headers["location"] == "/"
 
 
-def test_what_peers_wrote_is_shown_as_text(site: Site) -> None:
+def test_text_from_peers_is_escaped(site: Site) -> None:
     visitor = Visitor(site)
     visitor.log_in("looker")
     hostile = {"sender": "<script>alert(2)</script>", "uid": '"><img src=x onerror=y>'}
@@ -177,7 +179,7 @@ def test_no_page_has_inline_script_or_style(site: Site) -> None:
         assert not [tag for tag, names in elements.found if "style" in names], path
 
 
-def test_the_cookie_is_for_this_page_alone(site: Site) -> None:
+def test_the_cookie_is_not_sent_from_other_sites_and_ends_with_a_logout(site: Site) -> None:
     visitor = Visitor(site)
     said = visitor.log_in("looker").headers.get_list("set-cookie")
     cookie = next(each for each in said if each.startswith("pleura="))
@@ -188,7 +190,7 @@ def test_the_cookie_is_for_this_page_alone(site: Site) -> None:
     assert visitor.get("/").status_code == 303
 
 
-def test_failed_logins_are_slowed_down_and_a_right_one_is_too(site: Site) -> None:
+def test_after_failed_logins_even_a_right_password_waits(site: Site) -> None:
     visitor = Visitor(site, "10.9.9.9")
     for _ in range(5):
         assert visitor.log_in("actor", "wrong").status_code == 401
@@ -198,7 +200,7 @@ def test_failed_logins_are_slowed_down_and_a_right_one_is_too(site: Site) -> Non
     assert Visitor(site, "10.9.9.8").log_in("actor").status_code == 303
 
 
-def test_tries_at_the_same_time_are_as_few_as_one_after_another(
+def test_logins_at_the_same_time_are_limited_as_those_in_sequence(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verified: list[int] = []
@@ -208,7 +210,7 @@ def test_tries_at_the_same_time_are_as_few_as_one_after_another(
         return Visitor(site, "10.9.9.7").log_in("actor", "wrong").status_code
 
     def verify(*_: object) -> bool:
-        # The next try comes while this one is being verified.
+        # The next login starts while this one is being verified.
         verified.append(1)
         if len(verified) < 8:
             statuses.append(log_in())
@@ -220,7 +222,7 @@ def test_tries_at_the_same_time_are_as_few_as_one_after_another(
     assert sorted(statuses) == [401] * 4 + [429]
 
 
-def test_where_too_many_passwords_wait_a_login_comes_later_and_costs_nothing(
+def test_a_login_turned_away_for_too_many_waiting_passwords_is_not_a_failed_one(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
@@ -247,6 +249,7 @@ def test_where_too_many_passwords_wait_a_login_comes_later_and_costs_nothing(
     for _ in range(6):
         response = visitor.log_in("actor")
         assert (response.status_code, response.headers["retry-after"]) == (429, "2")
+
     release.set()
     for thread in threads:
         thread.join()
@@ -255,7 +258,7 @@ def test_where_too_many_passwords_wait_a_login_comes_later_and_costs_nothing(
     assert visitor.log_in("actor").status_code == 303
 
 
-def test_logins_acts_and_looks_are_audited(tmp_path: Path) -> None:
+def test_logins_acts_and_searches_are_audited(tmp_path: Path) -> None:
     site = Site(tmp_path, users=users())
     site.receive("1.2.1")
     site.end("failed", reason="analysis_error")
@@ -273,7 +276,7 @@ def test_logins_acts_and_looks_are_audited(tmp_path: Path) -> None:
     site.close()
 
 
-def test_without_users_this_machine_sees_counts_and_no_pictures(tmp_path: Path) -> None:
+def test_without_users_this_machine_sees_images_but_no_pictures(tmp_path: Path) -> None:
     site = Site(tmp_path)
     site.receive("1.2.1")
     visitor = Visitor(site)
@@ -282,12 +285,12 @@ def test_without_users_this_machine_sees_counts_and_no_pictures(tmp_path: Path) 
     for path in ("/images/1/picture", "/objects/1", "/try"):
         assert visitor.get(path).headers["location"].startswith("/login"), path
 
-    # Another site's name that resolves to this machine (DNS rebinding).
+    # The name of another site, which resolves to this machine (DNS rebinding).
     rebound = visitor.get("/", headers={"host": "evil.example"})
     assert rebound.status_code == 421
     site.close()
 
 
-def test_machines_ask_whether_the_node_lives_without_a_login(site: Site) -> None:
+def test_health_checks_need_no_login(site: Site) -> None:
     assert Visitor(site).ask("GET", "/healthz").json()["ok"] is True
     assert Visitor(site).ask("GET", "/readyz").status_code in (200, 503)

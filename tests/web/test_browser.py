@@ -1,4 +1,4 @@
-"""The page's forms in a real browser, which says by itself where each form comes from."""
+"""The page's forms in a real browser, which sends Origin and Sec-Fetch-Site by itself."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def served(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[tuple[Site,
     site.close()
 
 
-def test_a_person_logs_in_acts_and_logs_out_by_the_forms(
+def test_a_person_logs_in_acts_and_logs_out_with_the_forms(
     served: tuple[Site, str], program: str, tmp_path: Path
 ) -> None:
     site, url = served

@@ -17,7 +17,7 @@ from tests.web.site import users
 from tools.peers.certificates import Authority, Pair
 
 
-def test_the_page_serves_renewed_files_and_goes_on_while_they_are_broken(
+def test_the_page_serves_renewed_files_and_keeps_the_old_while_new_ones_are_broken(
     tmp_path: Path, free_port: Callable[[], int]
 ) -> None:
     ca = Authority(tmp_path / "ca")
@@ -32,7 +32,7 @@ def test_the_page_serves_renewed_files_and_goes_on_while_they_are_broken(
         }
     )
     assert settings.web is not None
-    # Its end is an alarm, like that of every other certificate.
+    # Its expiry raises an alarm, like that of every other certificate.
     assert [key for key, _ in certificates(settings)] == ["web.tls.certificate"]
 
     ledger = Ledger(settings.ledger)
@@ -41,7 +41,7 @@ def test_the_page_serves_renewed_files_and_goes_on_while_they_are_broken(
     try:
         assert _presented(port, ca, "localhost") == "first"
 
-        # Copied with the times of yesterday, by a client that sends no name, too.
+        # A new certificate with yesterday's file times, also for a client that sends no server name
         _install(ca.issue("second"), mine, age_s=86400)
         assert _presented(port, ca, "localhost") == _presented(port, ca, None) == "second"
 

@@ -1,4 +1,4 @@
-"""The rows of a search: what came, and what became of it."""
+"""The rows of a search: the image, its state and its result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _rows(text: str) -> list[str]:
     return [re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", row)).strip() for row in rows]
 
 
-def test_a_row_says_what_became_of_the_image(site: Site) -> None:
+def test_a_row_shows_the_images_state_and_result(site: Site) -> None:
     site.receive("1.2.1")
     site.end("analysed", positive=True, probability=0.9314)
     site.receive("1.2.2")

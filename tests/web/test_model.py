@@ -1,4 +1,4 @@
-"""The page Model: what the model's answers came to at this site."""
+"""The page Model: weekly figures of the model's answers at this site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from daemon.ledger.weekly import week_of
 from tests.web.site import Site, Visitor
 
 
-def test_the_weeks_stand_beside_their_baseline_and_the_reports(tmp_path: Path) -> None:
+def test_the_weeks_are_shown_with_their_baseline_and_the_reports(tmp_path: Path) -> None:
     site = Site(tmp_path)
     page = Visitor(site).get("/model").text
     assert "No image has ended in these weeks" in page
@@ -33,7 +33,7 @@ def test_the_weeks_stand_beside_their_baseline_and_the_reports(tmp_path: Path) -
     site.close()
 
 
-def test_a_shadow_model_stands_beside_the_model_and_its_role_in_the_list(tmp_path: Path) -> None:
+def test_a_shadow_model_is_shown_with_the_model_and_its_role_in_the_list(tmp_path: Path) -> None:
     site = Site(tmp_path)
     changed = site.settings.model_copy(update={"shadow": Shadow(model="/srv/candidate")})
     site.node.settings = changed

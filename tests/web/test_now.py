@@ -1,4 +1,4 @@
-"""The page Now: roles, and the alarms that mail, webhook and Prometheus tell of."""
+"""The page Now: the roles, and the alarms that mail, webhook and Prometheus also report."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
     site.close()
 
 
-def test_every_role_is_listed_the_page_too(site: Site) -> None:
+def test_every_role_is_listed_including_the_page(site: Site) -> None:
     page = Visitor(site).get("/").text
     assert "All is well" in page
     for name in ("Receive", "Analyse", "Deliver", "This page"):
         assert f"<dt>{name}</dt>" in page
 
 
-def test_an_alarm_leads_to_its_entry_in_the_runbook(site: Site) -> None:
+def test_an_alarm_links_to_its_entry_in_the_runbook(site: Site) -> None:
     silent = Alarm("silence:XRAY1", "silence", "<b>XRAY1</b>", "no image since 08:00")
     site.ledger.alarms.note([silent], [], "here", 60)
 
@@ -44,7 +44,7 @@ def test_an_alarm_leads_to_its_entry_in_the_runbook(site: Site) -> None:
     assert "<li>Is the modality on, in service, or on holiday?</li>" in runbook
 
 
-def test_an_empty_mount_point_is_no_spool_with_room(site: Site) -> None:
+def test_an_empty_mount_point_is_not_taken_for_the_spool(site: Site) -> None:
     folder = site.spool.folder
     folder.rename(folder.with_name("unmounted"))
     folder.mkdir()
@@ -58,7 +58,7 @@ def test_the_runbook_has_an_entry_for_each_kind_of_alarm() -> None:
     assert all("<li>" in entry for entry in entries().values())
 
 
-def test_a_button_moves_no_delivery_of_another_name_than_its_own(tmp_path: Path) -> None:
+def test_a_button_moves_only_deliveries_of_its_own_destination(tmp_path: Path) -> None:
     site = Site(tmp_path, users=users())
     for number, name in enumerate(("pacs", "research", "research", "export")):
         site.receive(f"1.2.{number}")

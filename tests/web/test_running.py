@@ -1,4 +1,4 @@
-"""`pleura web` as a process: it says READY, is logged into, tries a file, and ends."""
+"""`pleura web` as a process: READY, a login, a tried file, and a clean end."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_a_running_page_tries_a_file_and_keeps_nothing(
     assert "data:image/jpeg;base64," in answer
     assert "data:application/dicom;base64," in answer
     assert "Nur für Forschung" in answer
-    # Where there is an area in mm², it is that of the phantom's detector.
+    # If an area in mm² is shown, it is in the plane of the detector.
     assert ("mm²" in answer) == ("geschätzt in der Ebene des Detektors" in answer)
     assert list(temporary.iterdir()) == []
 
 
 def _tried(origin: str, file: Path) -> str:
-    """Log in, hand in the file, and return the page with its answer."""
+    """Log in, upload the file, and return the page with its answer."""
     with httpx.Client(base_url=origin, timeout=200.0) as browser:
         assert browser.get("/healthz").status_code == 200
         form = {"name": "looker", "password": PASSWORD, "next": "/try"}

@@ -1,4 +1,4 @@
-"""Logins by OpenID Connect, against a provider in a process of its own, over HTTPS."""
+"""Logins by OpenID Connect with a provider in a separate process, over HTTPS."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def site(provider: Running, tmp_path: Path) -> Iterator[Site]:
 
 
 def answered(provider: Running, visitor: Visitor, to: str = "/") -> dict[str, str]:
-    """Log in at the provider. Returns the query that it sends the browser back with."""
+    """Log in at the provider. Returns the query of its redirect back to the page."""
     begun = visitor.get("/login/oidc", params={"next": to})
     assert begun.status_code == 303, begun.text
     with provider.browser() as browser:
@@ -77,7 +77,7 @@ def logged_in(provider: Running, visitor: Visitor) -> httpx.Response:
 
 
 def told(site: Site) -> list[tuple[str, str]]:
-    """The logins that the audit trail tells of: event, by whom."""
+    """The logins and acts in the audit trail: (event, person)."""
     return [(event, facts["by"]) for event, facts in site.audited() if "by" in facts]
 
 
@@ -86,10 +86,12 @@ def test_a_person_logs_in_and_acts_under_the_same_limits(site: Site, provider: R
     site.end("failed", reason="analysis_error")
     visitor = Visitor(site)
     assert "/login/oidc?next=/images" in visitor.get("/login?next=/images").text
+
     answer = answered(provider, visitor, "/images")
     response = came_back(visitor, answer)
     assert response.status_code == 200
-    # A redirect would still be the provider's, to which a browser shows no SameSite=Strict cookie.
+    # Not an HTTP redirect: the browser would count it as coming from the provider's site, and not
+    # send the SameSite=Strict cookie.
     assert 'http-equiv="refresh" content="0;url=/images"' in response.text
     cookies = response.headers.get_list("set-cookie")
     assert any(each.startswith("pleura=") and "SameSite=strict" in each for each in cookies)
@@ -99,6 +101,7 @@ def test_a_person_logs_in_and_acts_under_the_same_limits(site: Site, provider: R
     form = {"token": visitor.token("/"), "act": "retry-images"}
     assert visitor.post("/acts", form | {"token": "x"}).status_code == 403
     assert visitor.post("/acts", form).status_code == 303
+
     visitor.post("/logout", {"token": visitor.token("/")}, headers={"origin": ORIGIN})
     assert visitor.get("/").status_code == 303
     assert told(site) == [("login", "oidc:ada"), ("command", "oidc:ada"), ("logout", "oidc:ada")]
@@ -128,9 +131,9 @@ def test_the_claim_decides_who_looks_and_who_acts(
     site.close()
 
 
-# What the provider does wrong; the answer's status; what the log says; who the audit trail names.
+# The provider's fault; the status of our answer; words in the log; the person in the audit trail.
 FAULTS = {
-    "signature": ({"signature": "stranger"}, 403, "Signature verification failed", "oidc"),
+    "signature": ({"signature": "foreign"}, 403, "Signature verification failed", "oidc"),
     "unsigned": ({"signature": "none"}, 403, "InvalidAlgorithmError", "oidc"),
     "signed with the client's secret": ({"signature": "secret"}, 403, "InvalidAlgorithm", "oidc"),
     "audience": ({"claims": {"aud": "another"}}, 403, "Audience doesn't match", "oidc"),
@@ -154,7 +157,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_an_answer_that_is_not_right_opens_no_session(
+def test_a_wrong_answer_of_the_provider_opens_no_session(
     fault: str, site: Site, provider: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     faults, status, words, name = FAULTS[fault]
@@ -181,7 +184,7 @@ def test_an_answer_that_is_not_right_opens_no_session(
         ({"padding": "x" * 300_000}, 502, "more than 262144 bytes"),
     ],
 )
-def test_a_provider_whose_document_is_not_right_gets_no_browser(
+def test_no_browser_is_sent_to_a_provider_with_a_wrong_document(
     document: dict[str, Any], status: int, words: str, site: Site, provider: Running,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -190,10 +193,11 @@ def test_a_provider_whose_document_is_not_right_gets_no_browser(
     assert any(words in each for each in caplog.messages)
 
 
-def test_a_state_is_for_one_answer_in_one_browser(
+def test_a_state_is_valid_for_one_answer_in_one_browser(
     site: Site, provider: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
-    visitor, thief = Visitor(site), Visitor(site)
+    visitor = Visitor(site)
+    thief = Visitor(site)
     answer = answered(provider, visitor)
     thief.get("/login/oidc")
     assert came_back(thief, answer).status_code == 400
@@ -222,18 +226,18 @@ def test_a_login_that_takes_too_long_has_ended() -> None:
         pending.take(late, "browser")
 
 
-def test_a_crowd_of_logins_ends_none_of_another_address() -> None:
+def test_many_logins_from_one_address_end_none_of_another_address() -> None:
     pending = PendingLogins()
-    one, _ = pending.begin("browser", "/", "10.0.0.1")
+    first, _ = pending.begin("browser", "/", "10.0.0.1")
     crowd = [pending.begin("browser", "/", "10.0.0.2")[0] for _ in range(501)]
     for state in crowd[:2]:
         with pytest.raises(RefusedError, match="already used or unknown"):
             pending.take(state, "browser")
-    assert pending.take(one, "browser")
+    assert pending.take(first, "browser")
     assert pending.take(crowd[2], "browser")
 
 
-def test_codes_that_are_tried_are_slowed_down(site: Site, provider: Running) -> None:
+def test_guessed_codes_are_slowed_down(site: Site, provider: Running) -> None:
     visitor = Visitor(site, "10.9.9.8")
     for _ in range(5):
         begun = visitor.get("/login/oidc")
@@ -244,7 +248,7 @@ def test_codes_that_are_tried_are_slowed_down(site: Site, provider: Running) -> 
     assert told(site) == [("login_failed", "oidc")] * 5
 
 
-def test_an_answer_that_another_site_links_to_costs_a_visitor_nothing(site: Site) -> None:
+def test_an_answer_linked_from_another_site_is_not_a_failed_login(site: Site) -> None:
     visitor = Visitor(site, "10.9.9.7")
     for _ in range(6):
         assert came_back(visitor, {"state": "x", "code": "y"}).status_code == 400
@@ -262,7 +266,7 @@ def test_failed_answers_are_slowed_down(site: Site) -> None:
     assert int(response.headers["retry-after"]) >= 1
 
 
-def test_a_provider_that_is_not_trusted_is_not_asked(
+def test_a_provider_with_an_untrusted_certificate_is_not_used(
     provider: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Authority(tmp_path / "other").certificate
@@ -273,7 +277,7 @@ def test_a_provider_that_is_not_trusted_is_not_asked(
     site.close()
 
 
-def test_a_provider_that_is_away_costs_local_users_nothing(
+def test_local_users_can_log_in_while_the_provider_is_down(
     provider: Running, tmp_path: Path
 ) -> None:
     away = settings(provider, tmp_path, issuer="https://localhost:9/staff")
@@ -284,7 +288,7 @@ def test_a_provider_that_is_away_costs_local_users_nothing(
     site.close()
 
 
-def test_logins_that_wait_for_a_provider_leave_threads_to_others(
+def test_a_limited_number_of_logins_waits_for_the_provider(
     provider: Running, tmp_path: Path
 ) -> None:
     asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
@@ -295,7 +299,7 @@ def test_logins_that_wait_for_a_provider_leave_threads_to_others(
     assert asked.login_url("state", request).startswith(f"{provider.origin}/authorize?")
 
 
-def test_a_provider_whose_headers_drip_holds_no_turn_longer(
+def test_a_provider_that_sends_its_headers_slowly_is_given_up_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("daemon.web.provider._PATIENCE_S", 0.5)
@@ -326,7 +330,7 @@ def test_a_provider_whose_headers_drip_holds_no_turn_longer(
         dripping.join()
 
 
-def test_a_name_server_that_is_away_holds_no_turn_longer(
+def test_a_name_server_that_does_not_answer_is_given_up_in_time(
     provider: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = Provider(Oidc.model_validate(settings(provider, tmp_path)))
@@ -345,7 +349,7 @@ def test_a_name_server_that_is_away_holds_no_turn_longer(
     assert time.monotonic() - began < 15
 
 
-def test_an_empty_secret_is_told(provider: Running, tmp_path: Path) -> None:
+def test_an_empty_secret_is_reported(provider: Running, tmp_path: Path) -> None:
     more = settings(provider, tmp_path)
     Path(more["client_secret_file"]).write_text("\n")
     asked = Provider(Oidc.model_validate(more))
@@ -353,7 +357,7 @@ def test_an_empty_secret_is_told(provider: Running, tmp_path: Path) -> None:
         asked.person({"code": "x", "iss": provider.issuer}, LoginRequest("n", "v", "c"))
 
 
-def test_without_a_provider_in_the_settings_there_is_no_such_login(tmp_path: Path) -> None:
+def test_without_a_provider_in_the_settings_there_is_no_login_by_oidc(tmp_path: Path) -> None:
     site = Site(tmp_path, users=users())
     visitor = Visitor(site)
     assert "/login/oidc" not in visitor.get("/login").text
@@ -362,7 +366,7 @@ def test_without_a_provider_in_the_settings_there_is_no_such_login(tmp_path: Pat
     site.close()
 
 
-def test_a_page_with_a_provider_alone_shows_nothing_before_a_login(
+def test_a_page_with_only_a_provider_shows_nothing_before_a_login(
     provider: Running, tmp_path: Path
 ) -> None:
     site = Site(tmp_path, oidc=settings(provider, tmp_path))
@@ -396,7 +400,7 @@ def test_wrong_settings_are_refused(wrong: dict[str, Any], words: str) -> None:
         Config.model_validate({"web": {"oidc": right | wrong}})
 
 
-def test_a_secret_that_everybody_reads_stops_the_page(provider: Running, tmp_path: Path) -> None:
+def test_a_secret_that_others_can_read_stops_the_page(provider: Running, tmp_path: Path) -> None:
     more = settings(provider, tmp_path)
     Path(more["client_secret_file"]).chmod(0o644)
     with pytest.raises(TlsError, match=r"web\.oidc\.client_secret_file: .* mode 0644"):

@@ -1,4 +1,4 @@
-"""The page's colours, computed from style.css: WCAG 2.2 AA in light and in dark."""
+"""The contrast of the page's colours, computed from style.css: WCAG 2.2 AA in light and dark."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import daemon.web
 
 STYLE = (Path(daemon.web.__file__).parent / "static" / "style.css").read_text()
-# Success criterion 1.4.3: text on its ground. 1.4.11: what shows where the keyboard is.
-TEXT, FOCUS = 4.5, 3.0
+# The least contrast: of text (success criterion 1.4.3), and of the keyboard's focus (1.4.11).
+TEXT = 4.5
+FOCUS = 3.0
 PAIRS = [
     ("text", "ground", TEXT), ("text", "card", TEXT), ("text", "plain-ground", TEXT),
     ("quiet", "ground", TEXT), ("quiet", "card", TEXT),
@@ -37,13 +38,13 @@ def _luminance(colour: tuple[int, int, int]) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _contrast(one: tuple[int, int, int], other: tuple[int, int, int]) -> float:
-    low, high = sorted((_luminance(one), _luminance(other)))
+def _contrast(first: tuple[int, int, int], second: tuple[int, int, int]) -> float:
+    low, high = sorted((_luminance(first), _luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_pair_of_colours_has_the_contrast_of_aa(scheme: str) -> None:
+def test_every_pair_of_colours_has_the_contrast_of_level_aa(scheme: str) -> None:
     colours = _colours(scheme)
     assert _contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
     short = {
@@ -54,7 +55,7 @@ def test_every_pair_of_colours_has_the_contrast_of_aa(scheme: str) -> None:
     assert short == {}
 
 
-def test_the_keyboards_place_is_visible_and_no_rule_hides_it() -> None:
+def test_the_keyboards_focus_is_visible_and_no_rule_hides_it() -> None:
     assert re.search(r":focus-visible \{[^}]*outline: \d+px solid var\(--focus\)", STYLE)
     assert "outline: none" not in STYLE
     assert "outline: 0" not in STYLE

@@ -1,4 +1,4 @@
-"""The page's texts: each in English and in German, with the same values."""
+"""The page's texts: each exists in English and German, with the same placeholders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _values(text: str) -> set[str]:
     return {name for _, name, _, _ in Formatter().parse(text) if name}
 
 
-def test_each_text_is_in_both_languages_and_names_the_same_values() -> None:
+def test_each_text_is_in_both_languages_with_the_same_placeholders() -> None:
     for key, (english, german) in TABLE.items():
         assert english.strip(), key
         assert german.strip(), key

@@ -1,4 +1,4 @@
-"""Hostile uploads: bounded in bytes, and what runs on them in memory and time."""
+"""Hostile uploads: limits on their bytes, and on memory and time of the processes that read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from daemon.web.guard import UPLOAD_BYTES
 from tests.web.site import Site, Visitor, users
 
 
-def test_a_body_beyond_its_bound_is_refused(tmp_path: Path) -> None:
+def test_a_body_above_its_size_limit_is_refused(tmp_path: Path) -> None:
     site = Site(tmp_path, users=users())
     looker = Visitor(site)
     looker.log_in("looker")
@@ -29,7 +29,7 @@ def test_a_body_beyond_its_bound_is_refused(tmp_path: Path) -> None:
     assert looker.ask("POST", "/login", content=b"x" * 100_000).status_code == 413
     assert looker.ask("POST", "/try", content=endless(), headers=form).status_code in (400, 413)
 
-    # The form without a file, and a file without the token.
+    # A form without a file, then a file without the token.
     assert looker.post("/try", {"token": looker.token("/try")}).status_code == 400
     file = {"file": ("x.dcm", b"x")}
     assert looker.ask("POST", "/try", files=file).status_code == 403
@@ -40,12 +40,12 @@ def test_a_body_beyond_its_bound_is_refused(tmp_path: Path) -> None:
     "bounds",
     [Bounds(4 * 1024**3, 60, wall_s=0.05), Bounds(memory_bytes=1024**2, cpu_s=60, wall_s=60.0)],
 )
-def test_what_runs_on_a_file_ends_at_its_bounds(bounds: Bounds) -> None:
+def test_a_process_on_a_file_ends_at_its_limits(bounds: Bounds) -> None:
     with pytest.raises(BoundedRunError):
         run("inference.preview", ["patient"], b"x", bounds)
 
 
-def test_a_decoder_that_was_too_slow_is_asked_again_and_an_undecodable_file_is_not(
+def test_a_picture_is_tried_again_after_a_slow_decoder_but_not_if_undecodable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(tmp_path, users=users())
@@ -70,7 +70,7 @@ def _next(runs: list[bytes | Exception]) -> bytes:
     return answer
 
 
-def test_pictures_wait_for_the_decoder_in_a_bounded_number(
+def test_a_limited_number_of_pictures_waits_for_the_decoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = Site(tmp_path, users=users())
@@ -93,9 +93,11 @@ def test_pictures_wait_for_the_decoder_in_a_bounded_number(
     threads = [threading.Thread(target=look) for _ in range(12)]
     for thread in threads:
         thread.start()
+
     deadline = time.monotonic() + 30.0
     while len(statuses) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
+
     turned_away = list(statuses)
     release.set()
     for thread in threads:

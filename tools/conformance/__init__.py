@@ -1,5 +1,5 @@
-"""Generates the tables of docs/conformance.md and docs/air.md from the code and from objects built
-here.
+"""Generates the tables of docs/conformance.md and docs/air.md from the code, and from objects that
+it builds.
 
 A page is hand-written prose with blocks between `<!-- name -->` and `<!-- end -->`. Each block
 holds the generated table of that name. After an intended change: python -m tools.conformance
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-# Gives its lines.
+# Returns the table's lines.
 Table = Callable[[], Iterable[str]]
 
 _BLOCK = re.compile(r"(<!-- (?!end -->)([a-z][a-z ]*) -->\n)(.*?)(<!-- end -->\n)", re.DOTALL)
@@ -30,10 +30,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def filled(page: str, tables: Mapping[str, Table]) -> str:
-    """The page with each block as its table is now.
+    """The page with each block replaced by its current table.
 
     Raises:
-        KeyError: a block without a table. ValueError: a table without its one block.
+        KeyError: a block has no table. ValueError: a table has no block, or several.
     """
     names = [block[1] for block in _BLOCK.findall(page)]
 

@@ -8,7 +8,7 @@ from tools.conformance.pages import PAGES, write_all
 
 
 def main() -> None:
-    """Write the pages, and tell of each whether it changed."""
+    """Write the pages, and print for each whether it changed."""
     changed = write_all()
 
     for name in PAGES:

@@ -1,4 +1,4 @@
-"""The table of docs/air.md: the places of IHE AI Results' primitives in our objects."""
+"""The table of docs/air.md: where our objects hold the primitives of IHE AI Results."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tools.conformance.objects import flat
 from tools.conformance.sources import built
 
 _GROUP = ("Imaging Measurements", "Measurement Group")
-# Primitive -> kind of object -> where: concepts in an SR, keywords elsewhere. An empty one is not
-# made.
+# Primitive -> kind of object -> its places: paths of concepts in an SR, of keywords elsewhere. A
+# primitive without places is not made.
 PRIMITIVES: dict[str, dict[str, tuple[tuple[str, ...], ...]]] = {
     "qualitative finding": {
         "SR": (
@@ -75,7 +75,7 @@ def primitives() -> list[str]:
 
 
 def _place(kind: str, path: tuple[str, ...]) -> str:
-    """A path in words. Raises LookupError where the object of this kind has no such path."""
+    """A path in words. Raises LookupError if the object of this kind has no such path."""
     dataset = built("base")[kind]
 
     if kind == "SR":
@@ -91,5 +91,5 @@ def _place(kind: str, path: tuple[str, ...]) -> str:
 
 
 def _meaning(code: str) -> str:
-    """The meaning in a code that `code_text` wrote."""
+    """The meaning in a code as `code_text` writes it."""
     return code.strip("()").split(", ", 2)[-1]

@@ -54,7 +54,7 @@ def _value(item: Dataset) -> str:
 
 
 def content_tree() -> list[str]:
-    """Each content item of the reports, with its presence and what its value follows."""
+    """Each content item of the reports, with its presence and the origin of its value."""
     reports = objects("SR")
     by_source = {name: gathered(tree(dataset)) for name, dataset in reports.items()}
     kinds = {path: kind for name in ("base", *by_source) for path, kind, _ in tree(reports[name])}
@@ -67,7 +67,7 @@ def content_tree() -> list[str]:
         if value_type == "NUM" and origin.startswith("AUTO"):
             origin += f", in {', '.join(_units(values))}"
 
-        # Of the reports that have the item around it.
+        # Presence counts only the reports that have the parent item.
         around = [name for name, items in by_source.items() if not path[:-1] or path[:-1] in items]
         items_there = {name: tuple("there" for _ in items) for name, items in values.items()}
         here = presence(items_there, around)
@@ -78,13 +78,13 @@ def content_tree() -> list[str]:
 
 
 def _units(values: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The codes of units in numeric values, each of which stands behind its number."""
+    """The codes of units in numeric values; a unit follows its number."""
     texts = itertools.chain.from_iterable(values.values())
     return sorted({text[text.index("(") :] for text in texts})
 
 
 def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
-    """Every path, each below the path around it, as the fullest report has them."""
+    """Every path, each after its parent's path, in the order of the fullest report."""
     paths: dict[Path, None] = {}
     for items in by_source.values():
         paths |= dict.fromkeys(items)
@@ -99,8 +99,8 @@ def _in_order(by_source: Mapping[str, Values]) -> list[Path]:
 
 # ---- codes
 
-# Where a code stands (an attribute, or the concept whose value it is) and the context groups that
-# the standard names.
+# The place of a code (an attribute, or the concept whose value it is), and the context groups that
+# the standard names for it.
 _GROUPS = {
     "ConceptNameCodeSequence": (7021,),
     "PurposeOfReferenceCodeSequence": (7005, 7202),
@@ -122,9 +122,7 @@ _GROUPS = {
 
 @cache
 def coded() -> dict[str, dict[str, set[str]]]:
-    """Code -> place where it stands -> kinds, over all objects. Names of SR content items are not
-    among them.
-    """
+    """Code -> its place -> kinds of object. Without the names of SR content items."""
     places: dict[str, dict[str, set[str]]] = {}
     for kind in KINDS:
         for dataset in objects(kind).values():
@@ -150,7 +148,7 @@ def _codes(dataset: Dataset, in_content: bool = False) -> Iterator[tuple[str, st
 
 
 def code_table() -> list[str]:
-    """Each code by its scheme: the kinds of object, the places and the context groups."""
+    """Each code in the order of schemes, with its kinds of object, places and context groups."""
     rows = []
     for code in sorted(coded(), key=lambda code: (code.split(", ")[1], code)):
         places = coded()[code]
@@ -168,7 +166,7 @@ def _words(place: str) -> str:
 
 
 def _group(code: str, places: Iterable[str]) -> str:
-    """The groups asked for at these places that hold the code, and those that it extends."""
+    """The context groups of these places that contain the code; else those that lack it."""
     asked = sorted({group for place in places for group in _GROUPS.get(place, ())})
     value, scheme, _ = code.strip("()").split(", ", 2)
     holding = [group for group in asked if (value, scheme) in _members(group)]

@@ -1,4 +1,4 @@
-"""The tables of the wire: contexts, roles, statuses, rejections, times, settings."""
+"""The tables of the network: contexts, roles, statuses, rejections, times, settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ARCHIVE = DicomDestination(
     name="pacs", ae_title="PACS", host="192.0.2.2", port=104, commitment=True
 )
 
-# What the node takes with default settings.
+# The limits of the receive role with default settings.
 RECEIVE_LIMITS = limits_of(Config())
 
 
@@ -48,7 +48,7 @@ def services() -> list[str]:
 
 
 def accepted() -> list[str]:
-    """Presentation contexts taken, those of one list of transfer syntaxes together."""
+    """The accepted presentation contexts; classes with the same transfer syntaxes share a row."""
     together: dict[tuple[str, ...], list[str]] = {}
     for sop_class, taken in tables.stored_classes().items():
         name = _name(sop_class, taken.takes_scp)
@@ -67,7 +67,7 @@ def _name(sop_class: str, takes_scp: bool) -> str:
 
 
 def proposed() -> list[str]:
-    """Presentation contexts proposed."""
+    """The proposed presentation contexts."""
     rows = []
     for kind, result in zip(KINDS, _RESULTS, strict=True):
         offered = [UID(context.transfer_syntaxes[0]).name for context in link.proposal([result])]
@@ -85,7 +85,7 @@ def proposed() -> list[str]:
 
 
 def implementation() -> list[str]:
-    """Names, and the most that the node takes and sends."""
+    """Names, and the limits on what the node receives and sends."""
     return table(
         ("", "value"),
         [
@@ -155,7 +155,7 @@ _ANSWERS = {
 
 
 def answers() -> list[str]:
-    """Statuses that the node answers with."""
+    """The statuses of the node's responses."""
     rows = [
         (f"0x{status:04X}", status.name.lower().replace("_", " "), *_ANSWERS[status])
         for status in Status
@@ -164,12 +164,12 @@ def answers() -> list[str]:
 
 
 def rejections() -> list[str]:
-    """The access list's answers to callers of all kinds."""
+    """The access list's answer to each kind of caller."""
     named = AccessList("PLEURA", [Peer(ae_title="XRAY1", host="192.0.2.1")], [_ARCHIVE])
-    nobody = AccessList("PLEURA", [])
+    empty = AccessList("PLEURA", [])
     callers = [
-        ("no `peers`: any AE, on this machine", nobody, ("PLEURA", "ANY", "127.0.0.1")),
-        ("no `peers`: from elsewhere", nobody, ("PLEURA", "ANY", "192.0.2.9")),
+        ("no `peers`: any AE, on this machine", empty, ("PLEURA", "ANY", "127.0.0.1")),
+        ("no `peers`: from elsewhere", empty, ("PLEURA", "ANY", "192.0.2.9")),
         ("an AE of `peers`, from its host", named, ("PLEURA", "XRAY1", "192.0.2.1")),
         ("an AE of `peers`, from another host", named, ("PLEURA", "XRAY1", "192.0.2.9")),
         (
@@ -262,7 +262,7 @@ def failures() -> list[str]:
 
 
 def times() -> list[str]:
-    """How long the node waits, and how much goes into one exchange."""
+    """The node's time limits, and the limits on one exchange."""
     association = LIMITS.association
     first_s = LIMITS.backoff.first_s
     longest_s = LIMITS.backoff.longest_s
@@ -323,7 +323,7 @@ _OURS_ALONE = (
 
 
 def settings() -> list[str]:
-    """The settings that change what goes over the wire, with their defaults."""
+    """The settings that affect the network, with their defaults."""
     rows = (row for row in _defaults(Config(), "") if not row[0].strip("`").startswith(_OURS_ALONE))
     return table(("key", "default"), rows)
 

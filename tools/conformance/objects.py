@@ -1,5 +1,5 @@
-"""The tables of created objects: every attribute of what is built from varied sources, and what it
-follows.
+"""The tables of created objects: every attribute of objects built from varied sources, and the
+origin of its value.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from inference.results.kinds import KINDS
 from tools.conformance import table
 from tools.conformance.sources import CHANGES, objects, sources
 
-# Keywords, or concepts, from the outside in.
+# Keywords or concepts, from the outermost to the innermost.
 Path = tuple[str, ...]
-# The values at each path, of all items that have it, in order.
+# The values at each path, in order, of all items that have the path.
 Values = Mapping[Path, tuple[Any, ...]]
-# Characters of a fixed value that is shown.
+# The most characters of a fixed value that the table shows.
 _LONGEST = 70
 CONTENT = "ContentSequence"
 _OF_CODES = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
@@ -35,7 +35,7 @@ _OF_CODES = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute, at its place, in all objects of a kind."""
+    """An attribute at one place in all objects of a kind."""
 
     path: Path
     vr: str
@@ -50,12 +50,13 @@ class Attribute:
         return f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
-# ---- what an attribute follows
+# ---- the origin of a value
 
 
 def follows(values: Mapping[str, tuple[Any, ...]], copied: Callable[[str, str], str]) -> str:
-    """Of what the values are: fixed, copied (`copied` says of what, "" for nothing), or made from
-    what.
+    """The origin of the values: fixed, copied, or derived from what.
+
+    `copied(source, value)` returns the copied attribute, or "" if the value is not a copy.
     """
     shown = {name: text for name, items in values.items() if (text := _shown(items))}
     changed = _changed(shown)
@@ -75,8 +76,8 @@ def follows(values: Mapping[str, tuple[Any, ...]], copied: Callable[[str, str], 
 
 
 def _changed(shown: Mapping[str, str]) -> list[str]:
-    """The things whose change changes the value, of those in CHANGES."""
-    # A value that a single source has follows what is special about that source.
+    """The things in CHANGES whose change changes the value."""
+    # A value that only one source has depends on what is special about that source.
     if len(shown) == 1 and "base" not in shown:
         return [CHANGES[name][1] for name in shown]
 
@@ -86,13 +87,14 @@ def _changed(shown: Mapping[str, str]) -> list[str]:
 
 
 def _without_source(value: str) -> str:
-    """What stands in place of a copy where the source has nothing to copy."""
+    """The value in place of a copy if the source has nothing to copy."""
     return "AUTO" if value.startswith("2.25.") else _brief(value)
 
 
 def presence(values: Mapping[str, tuple[Any, ...]], names: Iterable[str]) -> str:
-    """PS3.2's words: ALWAYS, VNAP (the value not always), ANAP (the attribute not always) or EMPTY,
-    among the sources of these names.
+    """The presence in PS3.2's terms among the sources of these names.
+
+    One of ALWAYS, VNAP (the value may be absent), ANAP (the attribute may be absent) and EMPTY.
     """
     sources_asked = list(names)
     filled = [_filled(values[name]) for name in sources_asked if name in values]
@@ -143,8 +145,9 @@ def _is_coded(element: DataElement) -> bool:
 
 
 def flat(dataset: Dataset, at: Path = ()) -> Iterator[tuple[Path, str, Any]]:
-    """(path, VR, value) of each element at any depth; a code is one value; an SR's content is left
-    out.
+    """(path, VR, value) of each element at any depth, without an SR's content.
+
+    A code is one value.
     """
     for element in dataset:
         if element.tag.is_private:
@@ -177,7 +180,7 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
 
     for path in sorted(vrs, key=_tags):
         values = {name: items[path] for name, items in by_source.items() if path in items}
-        # Of the objects that have an item around it.
+        # Presence counts only the objects that have the enclosing item.
         around = [
             name
             for name, items in by_source.items()
@@ -195,12 +198,12 @@ def attributes(kind: str) -> tuple[Attribute, ...]:
 
 
 def _tags(path: Path) -> list[int]:
-    """The order of attributes in an object."""
+    """The sort key that puts attributes in the order of an object."""
     return [tag_for_keyword(keyword) or 0 for keyword in path]
 
 
 def _items_in_words(path: Path, counts: set[int]) -> str:
-    """The items of a sequence that is no code, by all counts that occur."""
+    """The number of items of a sequence that is not a code, from all counts that occur."""
     if path[-1] == CONTENT:
         return "its content is below"
     if counts == {0}:
@@ -209,8 +212,8 @@ def _items_in_words(path: Path, counts: set[int]) -> str:
 
 
 def copy_of(source: str, value: str, keyword: str) -> str:
-    """COPY where the source's attribute of that name has the value; else COPY and the attribute
-    that alone has it; else nothing.
+    """ "COPY" if the source's attribute of that name has the value; "COPY of" an attribute if it is
+    the only one with the value; else "".
     """
     header = sources()[source].header
     if keyword in header and _text(header[keyword]) == value:
@@ -231,7 +234,7 @@ def _common() -> tuple[Attribute, ...]:
 
 
 def _attribute_table(listed: Iterable[Attribute]) -> list[str]:
-    """A row for all attributes that are alike at one place: the page is for reading."""
+    """The table, in which attributes at one place with the same presence and value share a row."""
     alike: dict[tuple[object, ...], list[Attribute]] = {}
     for attribute in listed:
         place = attribute.path if attribute.vr == "SQ" else attribute.path[:-1]
@@ -252,12 +255,12 @@ def _in_words(attribute: Attribute) -> str:
 
 
 def common() -> list[str]:
-    """The table of the attributes that all kinds of object have alike."""
+    """The table of the attributes that are the same in all kinds of object."""
     return _attribute_table(_common())
 
 
 def own(kind: str) -> Callable[[], list[str]]:
-    """The table of what an object of this kind has beside what all have."""
+    """The table of the attributes of an object of this kind that not all kinds have."""
 
     def rows() -> list[str]:
         of_this_kind = [attribute for attribute in attributes(kind) if attribute not in _common()]
@@ -267,7 +270,7 @@ def own(kind: str) -> Callable[[], list[str]]:
 
 
 def _brief_references(listed: Sequence[Attribute]) -> Iterator[Attribute]:
-    """The same with the two UIDs of each reference to the source image told at its sequence."""
+    """The same, but a reference to the source image is one row, not a sequence and two UIDs."""
     by_path = {attribute.path: attribute.value for attribute in listed}
     to_source = {
         path[:-1]
@@ -289,7 +292,7 @@ def _brief_references(listed: Sequence[Attribute]) -> Iterator[Attribute]:
 
 
 def modules() -> list[str]:
-    """Which modules of the IODs (PS3.3 Annex A) are there, each with its usage."""
+    """The modules of each IOD (PS3.3 Annex A) that its objects have, with their usage."""
     rows = []
     for kind in KINDS:
         listed = get_iod_module_map()[get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]]
@@ -301,7 +304,7 @@ def modules() -> list[str]:
 
 
 def _is_present(kind: str, module: str, usage: str) -> bool:
-    """Whether an object of this kind has the attributes by which a module is known."""
+    """True if an object of this kind has the attributes that identify a module."""
     top = _top_keywords(kind)
     listed = [entry for entry in get_module_attribute_map()[module] if not entry["path"]]
     required = {entry["keyword"] for entry in listed if entry["type"] in ("1", "2")}
@@ -312,14 +315,14 @@ def _is_present(kind: str, module: str, usage: str) -> bool:
 
 
 def _top_keywords(kind: str) -> set[str]:
-    """The attributes of an object of this kind that lie in no sequence."""
+    """The attributes of an object of this kind that are not in a sequence."""
     return {attribute.path[0] for attribute in attributes(kind) if len(attribute.path) == 1}
 
 
 def extensions(kind: str) -> list[str]:
     """The keywords of attributes outside the IOD, in the order of tags.
 
-    With any, the SOP class is a Standard Extended SOP class (PS3.2 3.11).
+    If there are any, the SOP class is a Standard Extended SOP class (PS3.2 3.11).
     """
     iod = get_sop_class_iod_map()[str(KINDS[kind].sop_class_uid)]
     known = {
@@ -331,7 +334,7 @@ def extensions(kind: str) -> list[str]:
     return sorted(_top_keywords(kind) - known, key=lambda keyword: tag_for_keyword(keyword) or 0)
 
 
-# Sources by the answer that they stand for.
+# Source -> the answer that it represents.
 _ANSWERS = {
     "base": "positive",
     "no region": "positive without a region",
@@ -341,7 +344,7 @@ _ANSWERS = {
 
 
 def classes() -> list[str]:
-    """The kinds of object, each with its SOP class and the answers that it is made for."""
+    """The kinds of object, each with its SOP class and the answers for which it is made."""
     rows = []
     for name, kind in KINDS.items():
         beyond = ", ".join(extensions(name))

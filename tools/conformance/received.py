@@ -1,4 +1,6 @@
-"""The tables of what is read of a received image, and how its character set is carried on."""
+"""The tables of the attributes read from a received image, and of the character sets that results
+preserve.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ from tools import cases
 from tools.conformance import table
 from tools.conformance.sources import sources
 
-# Specific Character Set -> a name that it can write and ASCII cannot, as a console writes it.
+# Specific Character Set -> the bytes of a name that it can encode and ASCII cannot.
 _NAMES = {
     "ISO_IR 100": "Grün^Ada".encode("latin_1"),
     "ISO_IR 101": "Dvořák^Eva".encode("iso8859_2"),
@@ -53,7 +55,7 @@ _NAMES = {
 
 
 class _Noted(FileDataset):
-    """A data set that notes which attributes are asked for, whether it has them or not."""
+    """A data set that records which attributes are read, also those that it lacks."""
 
     asked: set[str]
 
@@ -79,7 +81,7 @@ class _Noted(FileDataset):
 
 
 def _asked_by(read: Callable[[_Noted], object], header: Dataset) -> set[str]:
-    """The keywords that `read` asks a data set with these attributes for."""
+    """The keywords that `read` reads from a data set with these attributes."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     noted = _Noted(io.BytesIO(), header, file_meta=meta)
@@ -91,7 +93,7 @@ def _asked_by(read: Callable[[_Noted], object], header: Dataset) -> set[str]:
 
 
 def used() -> list[str]:
-    """Attributes read from a received image, by what they are read for."""
+    """The attributes read from a received image, by purpose."""
     full = Dataset({**sources()["base"].header})
     values = _give_pixels(full)
     without_spacing = Dataset({**full})
@@ -136,7 +138,7 @@ def _give_pixels(header: Dataset) -> NDArray[np.uint16]:
 
 
 def reasons() -> list[str]:
-    """Why an image has no finding, and whether a result tells of it."""
+    """The reasons why an image has no finding, and whether a result says so."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, reason in REASONS.items():
         key = (reason.state.value, "yes" if reason.sent else "no")
@@ -147,8 +149,8 @@ def reasons() -> list[str]:
 
 
 def character_sets() -> list[str]:
-    """Each character set, by whether a name in it comes out of every kind of object as the very
-    bytes it came in.
+    """The character sets, by whether every kind of object has the same bytes of a name as the
+    source.
     """
     fates: dict[str, list[str]] = {}
     for terms, name in _NAMES.items():
@@ -162,7 +164,7 @@ def character_sets() -> list[str]:
 
 
 def _written(terms: str, name: bytes) -> bytes:
-    """A file with this Specific Character Set and Patient's Name, which no library has read."""
+    """A file with this Specific Character Set and exactly these bytes as Patient's Name."""
     stand_in = b"X" * (len(name) + len(name) % 2)
     header = cases.header(SpecificCharacterSet=terms.split("\\"), PatientName=stand_in.decode())
     header.ReferringPhysicianName = ""

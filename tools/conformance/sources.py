@@ -1,5 +1,5 @@
-"""A finding, and the same with a single thing changed: what an attribute follows shows in what
-changes with it.
+"""A finding, and variants of it that each change a single thing. An attribute that changes with a
+variant depends on the changed thing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from inference.radiograph import spacing_of
 from inference.results import KINDS, Case, RenderSettings, build
 from tools import cases
 
-# Beyond the minimum, whatever results take from a source. No value occurs twice, so that a copy is
-# known by its value.
+# Beyond the minimum, every attribute that results take from a source. No value occurs twice, so
+# that a copy can be recognised by its value.
 _RICH: dict[str, Any] = {
     "IssuerOfPatientID": "ISSUER-1", "StudyDescription": "Thorax PA",
     "TimezoneOffsetFromUTC": "+0100", "AcquisitionDate": "20260302", "AcquisitionTime": "090807",
@@ -66,8 +66,8 @@ _KEPT = (
     "Rows",
     "Columns",
 )
-# Source -> the source that it is held against, and the single thing that differs. In the order in
-# which a table names these things.
+# Source -> the source that it is compared with, and the single thing that differs. Tables name
+# these things in this order.
 CHANGES = {
     "source": ("base", "source"),
     "bare": ("base", "source"),
@@ -86,15 +86,15 @@ CHANGES = {
 
 
 def _bare() -> Dataset:
-    """The least that a result can refer to."""
+    """The smallest header that a result can refer to."""
     return cases.header(
         **{element.keyword: None for element in cases.header() if element.keyword not in _KEPT}
     )
 
 
 def _with_luts(first: int) -> Dataset:
-    """A source with LUTs in place of slope and window, and nothing known of its pixels but that
-    they are no squares. `first`: the lowest stored value and the lowest output.
+    """A source with LUTs in place of slope and window, and without pixel spacing, only with a pixel
+    aspect ratio. `first`: the lowest stored value and the lowest output.
     """
     lut = Dataset()
     # LUT Descriptor and LUT Data.
@@ -121,7 +121,7 @@ def _lesions(header: Dataset) -> Finding:
 
 @cache
 def sources() -> dict[str, Case]:
-    """By name. CHANGES says how they differ."""
+    """The sources by name. CHANGES says how they differ."""
     base = cases.positive(cases.header(**_RICH))
     negative = cases.negative(cases.header(**_RICH))
 
@@ -149,11 +149,11 @@ def sources() -> dict[str, Case]:
 
 @cache
 def built(name: str) -> dict[str, Dataset]:
-    """Every kind of object that the source of this name has, as read back from its bytes."""
+    """Every kind of object that is built from the source of this name, read back from its bytes."""
     results = build(sources()[name], KINDS)
     return {result.kind: dcmread(io.BytesIO(result.data)) for result in results}
 
 
 def objects(kind: str) -> dict[str, Dataset]:
-    """The object of this kind for each source that has one."""
+    """The object of this kind for each source from which it is built."""
     return {name: built(name)[kind] for name in sources() if kind in built(name)}

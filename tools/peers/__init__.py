@@ -1,1 +1,3 @@
-"""Real programs to talk to: a node, Orthanc, DCMTK, PostgreSQL. Tests and benchmarks share them."""
+"""Peers for tests and benchmarks: real programs such as a node, Orthanc, DCMTK and PostgreSQL, and
+small servers.
+"""

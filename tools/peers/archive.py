@@ -1,4 +1,4 @@
-"""pynetdicom's AE as an archive that is spoken to."""
+"""An archive from pynetdicom's AE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def serving(
 ) -> Iterator[ThreadedAssociationServer]:
     """Serve `port` of this machine in threads until the block ends, and close every connection.
 
-    pynetdicom itself leaves the socket open where the peer has closed the connection.
+    pynetdicom itself leaves the socket open if the peer has closed the connection.
     """
     sockets: list[socket.socket] = []
 

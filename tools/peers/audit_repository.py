@@ -1,4 +1,4 @@
-"""An audit repository: a syslog receiver over TLS that can be away."""
+"""An audit repository: a syslog receiver over TLS that can simulate an outage."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tools.peers.certificates import Authority, Pair
 
 
 class Repository:
-    """Collects the messages that it receives, in their order."""
+    """Collects the messages that it receives, in order. While `is_away`, it closes connections."""
 
     def __init__(self, pair: Pair, ca: Authority) -> None:
-        """Only senders whose certificate `ca` has issued are taken."""
+        """It accepts only senders with a certificate that `ca` has issued."""
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(pair.certificate, pair.key)
         self._context.load_verify_locations(ca.certificate)
@@ -49,7 +49,7 @@ class Repository:
                 plain.close()
 
     def _read(self, connection: ssl.SSLSocket) -> None:
-        """Take message after message: its size in digits, a space, its bytes (RFC 5425 4.3)."""
+        """Read messages: each is its size in digits, a space, and its bytes (RFC 5425 4.3)."""
         data = b""
         while part := connection.recv(65536):
             data += part
@@ -61,7 +61,7 @@ class Repository:
                 data = rest[int(size) :]
 
     def break_off(self) -> None:
-        """Every connection ends, and new ones do too."""
+        """End every connection, and from now on every new connection."""
         self.is_away = True
         for connection in self._open:
             with contextlib.suppress(OSError):

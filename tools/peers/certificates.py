@@ -26,7 +26,7 @@ class Pair:
 
 
 class Authority:
-    """An issuer of certificates, itself in PEM at `certificate`."""
+    """An issuer of certificates; its own certificate is in PEM at `certificate`."""
 
     def __init__(self, folder: Path, name: str = "Test CA", key: str = "ec") -> None:
         """`key`: `ec` (P-256), or `rsa` (2048 bits)."""

@@ -1,4 +1,4 @@
-"""Real processes to talk to: a Pleura node, an Orthanc, a DCMTK sender.
+"""Real processes for tests and benchmarks: a Pleura node, an Orthanc, a DCMTK sender.
 
 All use free loopback ports and temporary folders.
 """
@@ -28,7 +28,7 @@ class Node:
     def __init__(
         self, folder: Path, port: int, prefix: Sequence[str] = (), **settings: Any
     ) -> None:
-        """`prefix`: what starts the command on another host."""
+        """`prefix`: words before the command, such as those that run it in a network namespace."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.port = port
@@ -43,7 +43,7 @@ class Node:
             "spool": str(folder / "spool"),
             "ledger": f"sqlite:///{folder / 'ledger.db'}",
             "spool_reserve_mb": 1,
-            # A node of seconds would spend them on choosing another.
+            # A node that runs for seconds has no time to choose an engine.
             "engine": "torch",
         } | settings
         self.process: subprocess.Popen[str] | None = None
@@ -113,7 +113,7 @@ class Node:
         return counts
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """The same counts, read here: a test that waits must not start a process at each look."""
+        """The same counts, read in this process, because tests poll them."""
         inspection = Inspection.open(self.settings["ledger"])
         try:
             return inspection.counts()
@@ -121,7 +121,7 @@ class Node:
             inspection.close()
 
     def wait_done(self, images: int) -> dict[str, dict[str, int]]:
-        """Until `images` have ended and nothing is owed. Returns the counts then."""
+        """Wait until `images` have ended and no result is owed. Returns the counts."""
 
         def done() -> dict[str, dict[str, int]] | None:
             counts = inspection.counts()
@@ -146,7 +146,9 @@ class Node:
 
 
 def _said_ready(process: subprocess.Popen[str]) -> threading.Event:
-    """An event that is set once the process has said READY; what it prints is read on."""
+    """An event that is set when the process prints READY. A thread reads on, so that the pipe never
+    fills up.
+    """
     ready = threading.Event()
     assert process.stdout is not None
     stdout = process.stdout
@@ -161,7 +163,7 @@ def _said_ready(process: subprocess.Popen[str]) -> threading.Event:
 
 
 class Orthanc:
-    """A real Orthanc as archive, with its REST API for looking inside."""
+    """A real Orthanc as archive, whose REST API shows its contents."""
 
     def __init__(
         self,
@@ -171,7 +173,7 @@ class Orthanc:
         node_port: int | None = None,
         **more: Any,
     ) -> None:
-        """`node_port`: where Orthanc finds the node, to report storage commitment to it. `more`:
+        """`node_port`: the node's port, to which Orthanc reports storage commitment. `more`:
         further keys of Orthanc's configuration.
         """
         self.dicom_port, self.http_port = ports
@@ -250,7 +252,7 @@ class Orthanc:
         return self._read(f"/instances/{orthanc_name}/file")
 
     def send(self, orthanc_name: str, modality: str = "pleura") -> dict[str, Any]:
-        """C-STORE an object to a modality that Orthanc knows. Raises HTTPError where it fails."""
+        """C-STORE an object to a modality that Orthanc knows. Raises HTTPError if it fails."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http_port}/modalities/{modality}/store",
             data=json.dumps(orthanc_name).encode(),
@@ -303,7 +305,7 @@ def storescu(
 
 
 def dicom_errors(program: str, files: Sequence[Path]) -> list[str]:
-    """dciodvfy's error lines over files, each with its file."""
+    """dciodvfy's error lines for files, each with its file's name."""
     errors = []
     for path in files:
         answer = subprocess.run([program, str(path)], capture_output=True, text=True)

@@ -2,9 +2,9 @@
 
     python -m tools.peers.identity_provider CERTIFICATE KEY
 
-It writes its port. It lets everybody in without a question, and is strict in what a client must do:
-redirect URI, PKCE, the client's secret, a code for one use. Its tokens are made by joserfc, another
-library than the page checks them with. POST /test/faults makes it lie (`Faults`).
+It prints its port. It accepts every person without a password, but checks strictly what a client
+must do: redirect URI, PKCE, the client's secret, one use of a code. joserfc makes its tokens, not
+the library with which the page checks them. POST /test/faults sets wrong answers (`Faults`).
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ REDIRECT = "http://127.0.0.1:8112/login/oidc/answer"
 
 @dataclass
 class Faults:
-    """What the provider does wrong."""
+    """The wrong answers that the provider gives."""
 
-    # Put into the ID token; null takes a claim out.
+    # Claims of the ID token; null removes a claim.
     claims: dict[str, Any] = field(default_factory=dict)
-    # The key of the signature: own, stranger (with the own key's name), secret (HMAC), none.
+    # The key of the signature: own, foreign (with the name of the own key), secret (HMAC), none.
     signature: str = "own"
-    # Of the discovery document, and of the answer to the browser.
+    # Values in the discovery document, and in the answer to the browser.
     document: dict[str, Any] = field(default_factory=dict)
     answer: dict[str, Any] = field(default_factory=dict)
     # The status of the token endpoint.
@@ -59,7 +59,7 @@ class IdentityProvider:
         self.issuer = f"https://localhost:{port}/staff"
         self._origin = f"https://localhost:{port}"
         self._own = ECKey.generate_key("P-256", {"kid": "one", "use": "sig"})
-        self._stranger = ECKey.generate_key("P-256", {"kid": "one", "use": "sig"})
+        self._foreign = ECKey.generate_key("P-256", {"kid": "one", "use": "sig"})
         self._codes: dict[str, dict[str, str]] = {}
         self._faults = Faults()
 
@@ -160,12 +160,12 @@ class IdentityProvider:
         if self._faults.signature == "none":
             return jwt.encode({"alg": "none"}, claims, OctKey.import_key("x"), algorithms=["none"])
 
-        key = self._stranger if self._faults.signature == "stranger" else self._own
+        key = self._foreign if self._faults.signature == "foreign" else self._own
         return jwt.encode({"alg": "ES256", "kid": "one"}, claims, key)
 
 
 class Running:
-    """The provider in a process of its own, from `with` to its end."""
+    """The provider in a separate process, as a context manager."""
 
     def __init__(self, authority: Authority, pair: Pair) -> None:
         self.ca = authority.certificate
@@ -192,7 +192,7 @@ class Running:
         return httpx.Client(verify=ssl.create_default_context(cafile=self.ca), timeout=20.0)
 
     def be_faulty(self, **faults: Any) -> None:
-        """From now on; without arguments, be right again."""
+        """Set the provider's faults from now on; without arguments, remove them."""
         with self.browser() as browser:
             browser.post(f"{self.origin}/test/faults", json=faults).raise_for_status()
 

@@ -1,4 +1,4 @@
-"""A mail server and a web service that keep what they are sent, for tests of alerts."""
+"""A mail server and a web service that keep the messages they receive, for tests of alerts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.peers.certificates import Pair
 
 
 def server_context(pair: Pair) -> ssl.SSLContext:
-    """TLS as the server that `pair` is for."""
+    """A TLS context for a server with this certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pair.certificate, pair.key)
     return context
@@ -26,7 +26,7 @@ def server_context(pair: Pair) -> ssl.SSLContext:
 
 @dataclass
 class Received:
-    """One mail, and how it came."""
+    """One mail, and how it was sent."""
 
     mail: EmailMessage
     recipients: list[str]
@@ -41,11 +41,11 @@ class _Threaded(socketserver.ThreadingTCPServer):
 
 @dataclass
 class MailServer:
-    """SMTP on loopback. `pair`: it offers STARTTLS, and takes mail only after it."""
+    """SMTP on loopback. With `pair` it offers STARTTLS."""
 
     pair: Pair | None = None
     received: list[Received] = field(default_factory=list)
-    # The answer to DATA; 250 takes the mail.
+    # The answer to DATA; with 250 the mail is kept.
     answer: str = "250 taken"
     # The answer to QUIT.
     farewell: str = "221 bye"
@@ -75,7 +75,7 @@ class MailServer:
 
 
 class _Session:
-    """One SMTP session (RFC 5321), as much of it as smtplib uses."""
+    """One SMTP session (RFC 5321), as far as smtplib uses it."""
 
     def __init__(self, server: MailServer, handler: socketserver.StreamRequestHandler) -> None:
         self._server = server
@@ -87,7 +87,7 @@ class _Session:
         self._recipients: list[str] = []
 
     def run(self) -> None:
-        """Answer until the client quits or goes."""
+        """Answer until the client quits or closes the connection."""
         self._say("220 ready")
 
         try:
@@ -99,7 +99,7 @@ class _Session:
                     break
                 self._do(verb, line.decode().strip())
         except (OSError, ssl.SSLError):
-            # The client refuses our certificate, or went.
+            # The client refused our certificate, or closed the connection.
             pass
         finally:
             if self._is_encrypted:
@@ -150,7 +150,7 @@ class _Session:
 
 @dataclass
 class WebService:
-    """HTTP, or HTTPS with `pair`, on loopback: keeps the JSON that is posted, with its headers."""
+    """HTTP, or HTTPS with `pair`, on loopback. Keeps the posted JSON with its headers."""
 
     pair: Pair | None = None
     received: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
@@ -168,7 +168,7 @@ class WebService:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Nothing is printed."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = False

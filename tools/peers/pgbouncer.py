@@ -1,4 +1,4 @@
-"""A private PgBouncer in transaction mode before a private PostgreSQL, on a loopback port."""
+"""A private PgBouncer in transaction mode in front of a private PostgreSQL, on a loopback port."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _DEADLINE_S = 60.0
 
 
 def program() -> str | None:
-    """The path of pgbouncer; Debian puts it into sbin. None where it is not installed."""
+    """The path of pgbouncer, which Debian puts into sbin; None if it is not installed."""
     return shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 
 
 class PgBouncer:
-    """A pooler, as a context manager. `url` is what `ledger:` takes."""
+    """A connection pooler, as a context manager. `url` is for the setting `ledger`."""
 
     def __init__(self, server_url: str) -> None:
         path = program()
@@ -57,7 +57,7 @@ class PgBouncer:
             f"logfile = {self._home}/pgbouncer.log\n"
         )
 
-        # It refuses to run as root.
+        # PgBouncer refuses to run as root.
         as_user: dict[str, Any] = {}
         if os.geteuid() == 0:
             for path in (self._home, settings, users):

@@ -1,8 +1,7 @@
 """A private PostgreSQL: a fresh cluster on a loopback port, started and stopped on command.
 
-The server refuses to run as root and cannot enter pytest's folders, which are closed to other
-users. So its data lie in a separate folder, and root hands that folder to the user `postgres` that
-Debian's package makes.
+The server refuses to run as root, and other users cannot enter pytest's folders. So its data are in
+a separate folder, which root gives to the user `postgres` of Debian's package.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from types import TracebackType
 from typing import Any
 
 _DEADLINE_S = 60.0
-# The cluster's superuser; trusted, on loopback.
+# The cluster's superuser, who needs no password.
 _USER = "pleura"
 # postgres(1).
 _STOP = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
 
 
 def binaries() -> Path | None:
-    """The folder of `initdb` and `postgres`, newest version first; None where there is none."""
+    """The folder of `initdb` and `postgres`, of the newest version; None if not installed."""
     # Debian keeps the server's programs off the PATH.
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: -float(path.parent.name)
@@ -36,9 +35,9 @@ def binaries() -> Path | None:
 
 
 class Postgres:
-    """A cluster: a context manager starts and removes it. Its log is `folder`/postgres.log.
+    """A cluster, as a context manager that starts and removes it. Its log is `folder`/postgres.log.
 
-    `durable=False` leaves fsync out, which only a power loss can tell from the real thing.
+    `durable=False` disables fsync, which makes a difference only at a power loss.
     """
 
     def __init__(
@@ -82,20 +81,20 @@ class Postgres:
             file.write("host all all samenet trust\n")
 
     def url(self, database: str = "postgres") -> str:
-        """The URL for `ledger:`."""
+        """The URL for the setting `ledger`."""
         return f"postgresql+psycopg://{_USER}@{self.address}:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:
-        """An empty database; returns its URL."""
+        """Create an empty database; returns its URL."""
         self._run("createdb", *self._here(), name)
         return self.url(name)
 
     def drop_database(self, name: str) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Remove a database, even if clients are connected to it."""
         self._run("dropdb", *self._here(), "--force", name)
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Start the server; returns when it accepts connections."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [str(self._programs / "postgres"), "-D", str(self._data)],
@@ -114,7 +113,8 @@ class Postgres:
     def stop(self, mode: str = "fast") -> None:
         """Stop the server.
 
-        fast rolls open transactions back, immediate is like a crash, smart waits for the clients.
+        `mode`: fast rolls back open transactions, immediate is like a crash, smart waits for the
+        clients.
         """
         assert self._process is not None
         self._process.send_signal(_STOP[mode])

@@ -1,4 +1,4 @@
-"""Wait for what other threads and processes do."""
+"""Waiting for other threads and processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# Far beyond what anything here takes, so that a test fails and never hangs.
+# Far longer than any wait takes, so that only a test that would hang fails.
 DEADLINE_S = 240.0
 
 

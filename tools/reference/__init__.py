@@ -1,8 +1,8 @@
-"""The configuration reference (docs/configuration.md), generated from the settings' schema.
+"""Generates the configuration reference (docs/configuration.md) from the settings' schema.
 
     python -m tools.reference
 
-A test holds the page to what this module writes.
+A test checks that the page is up to date.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ its default. An unknown key is an error. `pleura config check` reports every err
 `pleura config show` prints the effective settings.
 """
 
-# A schema is a JSON Schema as pydantic writes it; models are the `$defs` that its `$ref`s name.
+# A JSON Schema as pydantic writes it. Its models are the `$defs` that its `$ref`s name.
 Schema = dict[str, Any]
 
 
@@ -46,7 +46,7 @@ def page() -> str:
 
 
 def _inner_keys(path: str, variants: list[Schema], models: Schema) -> list[str]:
-    """The keys inside a key; a key that several variants share is told with the first."""
+    """The keys inside a key. A key that several variants share is described only with the first."""
     told: set[str] = set()
     lines: list[str] = []
 
@@ -66,7 +66,7 @@ def _inner_keys(path: str, variants: list[Schema], models: Schema) -> list[str]:
 
 
 def _key(path: str, value: Schema, is_required: bool, models: Schema) -> list[str]:
-    """One key: its heading, its meaning, what is allowed, its default."""
+    """One key: its heading, its meaning, the allowed values, its default."""
     depth = "###" if "." in path else "##"
     lines = [f"{depth} `{path}`", "", _paragraph(value["description"]), ""]
 
@@ -78,12 +78,12 @@ def _key(path: str, value: Schema, is_required: bool, models: Schema) -> list[st
 
 
 def _is_section(value: Schema) -> bool:
-    """Whether a key holds keys of its own, whose defaults stand for its default."""
+    """True if a key contains other keys, whose defaults are its default."""
     return "$ref" in value
 
 
 def _models_in(value: Schema, models: Schema) -> list[Schema]:
-    """The models that a key's value is made of: none, one, or the variants of a union."""
+    """The models of a key's value: none, one, or the variants of a union."""
     item = value.get("items", value)
     variants = item.get("oneOf") or item.get("anyOf") or [item]
     return [_resolve(variant, models) for variant in variants if "$ref" in variant]
@@ -95,7 +95,7 @@ def _resolve(value: Schema, models: Schema) -> Schema:
 
 
 def _allowed(value: Schema, models: Schema) -> str:
-    """In words, the values that a schema allows."""
+    """The values that a schema allows, in words."""
     if "allowed" in value:
         return str(value["allowed"])
     if "enum" in value:
@@ -115,7 +115,8 @@ def _allowed_by_type(value: Schema, models: Schema) -> str:
     if kind == "array":
         return f"a list of {_allowed(value['items'], models)}"
     if kind in ("integer", "number"):
-        lowest, highest = value["minimum"], value.get("maximum")
+        lowest = value["minimum"]
+        highest = value.get("maximum")
         span = f"from {lowest}" if highest is None else f"from {lowest} to {highest}"
         return f"{'an integer' if kind == 'integer' else 'a number'} {span}"
 

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md anew."""
+"""Regenerate docs/configuration.md: python -m tools.reference"""
 
 from tools.reference import PAGE, page
 
