@@ -23,6 +23,7 @@ def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     err = io.StringIO()
     handlers = logging.getLogger().handlers[:]
     umask = os.umask(0o077)
+
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = cli.main(words)
@@ -32,4 +33,5 @@ def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     finally:
         os.umask(umask)
         logging.getLogger().handlers[:] = handlers
+
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

@@ -37,6 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         str(folder),
         str(REPOSITORY),
     ]
+
     subprocess.run(command, check=True, capture_output=True)
     (path,) = folder.glob("*.whl")
     with zipfile.ZipFile(path) as archive:
@@ -73,6 +74,7 @@ def test_systemd_accepts_the_units(unit: str, tmp_path: Path, peer: Callable[[st
             .replace("User=pleura", "User=root")
         )
         (tmp_path / path.name).write_text(text.replace("Group=pleura", "Group=root"))
+
     name = unit.replace("@.", "@cpu.")
     (tmp_path / name).write_text((tmp_path / unit).read_text())
     answer = subprocess.run(
@@ -113,6 +115,7 @@ def test_the_monitor_page_has_every_reason() -> None:
 def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
     seen = set()
     waiting = ["pleura"]
+
     while waiting:
         name = waiting.pop()
         if name in seen:
@@ -130,6 +133,7 @@ def test_no_dependency_of_the_default_install_is_under_gpl() -> None:
             requirement = Requirement(text)
             if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
                 waiting.append(requirement.name)
+
     assert {"torch", "pydicom", "python-gdcm"} <= seen
 
 

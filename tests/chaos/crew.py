@@ -163,6 +163,7 @@ class Crew:
             return None
         slot = self._rng.choice(settled)
         slot.drains = True
+
         process = slot.process
         assert process is not None
         assert process.pid is not None

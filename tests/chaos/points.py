@@ -127,6 +127,7 @@ def _table() -> list[Point]:
                 during=method if calls else "",
             )
         )
+
     table += [Point(*step) for step in _OTHER_STEPS]
     return table
 

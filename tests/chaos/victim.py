@@ -213,6 +213,7 @@ def _kind_of_path(
     """
     first = arguments[0]
     path = _readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fsdecode(first)
+
     name = next(
         (
             name
@@ -221,6 +222,7 @@ def _kind_of_path(
         ),
         None,
     )
+
     if name is None:
         return ""
     # Only os.open has a path and flags.

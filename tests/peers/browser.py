@@ -115,10 +115,12 @@ class Browser:
         data = json.dumps(message).encode() + b"\0"
         while data:
             data = data[os.write(self._says, data) :]
+
         try:
             said = answer.get(timeout=DEADLINE_S)
         except queue.Empty:
             raise AssertionError(f"{method}: no answer within {DEADLINE_S:.0f} s") from None
+
         assert "error" not in said, f"{method}: {said['error']}"
         result: dict[str, Any] = said["result"]
         return result

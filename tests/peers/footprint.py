@@ -29,6 +29,7 @@ def footprint(pid: int) -> Footprint:
     """The footprint of process `pid` now."""
     folder = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+
     shares = dict(
         line.split(":", 1) for line in (folder / "smaps_rollup").read_text().splitlines()[1:]
     )

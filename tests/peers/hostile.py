@@ -51,6 +51,7 @@ class Receive:
         self.port = port
         self.log = folder / "log.txt"
         self._ledger = folder / "ledger.db"
+
         settings = {
             "host": "127.0.0.1",
             "port": port,
@@ -60,6 +61,7 @@ class Receive:
             "retention": {"free_mb": 0},
             "limits": dict(limits or {}),
         }
+
         (folder / "pleura.yaml").write_text(yaml.safe_dump(settings))
         program = (
             "import faulthandler, signal, sys; faulthandler.register(signal.SIGUSR1)\n"

@@ -369,6 +369,7 @@ def element_value(rng: Rng, pdus: Pdus) -> Pdus:
             return
         at = rng.choice(starts)
         size = struct.unpack_from("<L", pdu_bytes, at + 4)[0]
+
         fields = (
             0x0020,
             0x0021,
@@ -382,6 +383,7 @@ def element_value(rng: Rng, pdus: Pdus) -> Pdus:
             0x0120,
             0x0101,
         )
+
         value = struct.pack("<H", rng.choice(fields)) if size == 2 else rng.randbytes(min(size, 64))
         pdu_bytes[at + 8 : at + 8 + len(value)] = value
 
@@ -497,6 +499,7 @@ def offered(stream: bytes) -> set[bytes]:
     found: set[bytes] = set()
     since_command = bytearray()
     since_data = bytearray()
+
     for kind, body in _pdus(stream):
         for control, value in _pdvs(body) if kind == _P_DATA else ():
             if control & 1:
@@ -511,6 +514,7 @@ def offered(stream: bytes) -> set[bytes]:
                 }
                 since_command.clear()
                 since_data.clear()
+
     return found
 
 

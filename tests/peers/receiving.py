@@ -49,6 +49,7 @@ class Node:
             spool_reserve_mb=settings.pop("spool_reserve_mb", 0),
             **settings,
         )
+
         self.port = port
         self.ledger = Ledger(self.config.ledger)
         self.spool = Spool(self.config.spool)

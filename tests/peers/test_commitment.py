@@ -91,6 +91,7 @@ class Bench:
         self.destination = DicomDestination(
             name="pacs", ae_title="ARCHIVE", host="127.0.0.1", port=archive_port, commitment=True
         )
+
         self.config = Config(
             host="127.0.0.1",
             port=self.port,
@@ -100,6 +101,7 @@ class Bench:
             peers=({"ae_title": "XRAY1", "host": "127.0.0.1"},),
             destinations=(self.destination,),
         )
+
         self.ledger = Ledger(self.config.ledger)
         self.receiver = Receiver(self.config, self.ledger, Spool(self.config.spool))
         self.receiver.start()

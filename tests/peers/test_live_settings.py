@@ -41,6 +41,7 @@ class House:
         self.folder = folder
         self.port = port
         self.file = folder / "pleura.yaml"
+
         self._fixed: dict[str, Any] = {
             "host": "127.0.0.1",
             "port": port,
@@ -50,6 +51,7 @@ class House:
             "engine": "torch",
             "model": str(model),
         }
+
         self.write({})
         self.config = settings.load(self.file)
         self.ledger = Ledger(self.config.ledger)

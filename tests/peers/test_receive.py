@@ -284,6 +284,7 @@ def test_a_full_disk_is_answered_0xa700_until_there_is_room(
     )
     if mounted.returncode:
         pytest.skip("this environment forbids mounting")
+
     try:
         node = start(spool=small / "spool")
         big = image("1.2.3", size_bytes=1_200_000)
@@ -474,6 +475,7 @@ def test_a_message_is_stored_however_it_is_fragmented(start: Callable[..., Node]
         for _ in range(2):
             sender.send(*WHOLE[how])
             assert sender.status() == 0x0000
+
     for row in node.rows():
         kept = node.spool.read(row["spool_name"])
         assert kept.endswith(BODY)
@@ -487,6 +489,7 @@ def test_a_message_is_stored_however_it_is_fragmented(start: Callable[..., Node]
         assert meta.FileMetaInformationVersion == b"\0\1"
         assert meta.ImplementationVersionName.startswith("PLEURA")
         assert len(kept) == 144 + meta.FileMetaInformationGroupLength + len(BODY)
+
     assert len(node.rows()) == 2
 
 
@@ -597,6 +600,7 @@ def test_a_message_without_priority_is_stored_however_its_command_is_fragmented(
         odd[at : at + max(1, len(odd) // pieces)]
         for at in range(0, len(odd), max(1, len(odd) // pieces))
     ]
+
     with RawSender(node) as sender:
         for _ in range(2):
             sender.send(
@@ -610,6 +614,7 @@ def test_a_message_without_priority_is_stored_however_its_command_is_fragmented(
         # A release in the middle of a message.
         sender.send(p_data((COMMAND, c_store()[:50])), b"\x05\0\0\0\0\x04\0\0\0\0")
         assert sender.answer()[0] in (0x06, 0x07)
+
     assert len(node.rows()) == 4
     assert all(node.spool.read(row["spool_name"]).endswith(BODY) for row in node.rows())
 
@@ -669,6 +674,7 @@ def test_an_incomplete_message_leaves_no_file(
 ) -> None:
     node = start()
     big = p_data((DATA, b"\0" * 500_000))
+
     with RawSender(node) as sender:
         # Enough data that the node has begun to write the file.
         sender.send(*HALF, big, big, big)
@@ -679,6 +685,7 @@ def test_an_incomplete_message_leaves_no_file(
             sender.socket.shutdown(socket.SHUT_WR)
         while sender.answer()[0]:
             pass
+
     wait_until("nothing of it is left", lambda: not list(tmp_path.rglob("*.part")))
     assert list(node.spool.names()) == node.rows() == []
     assert store(node, image()) == [0x0000]
@@ -693,14 +700,17 @@ def test_messages_of_all_kinds_follow_one_another_on_an_association(
     entity.add_requested_context("1.2.840.10008.1.1")
     keep = [(evt.EVT_CONN_OPEN, lambda event: node.sockets.append(event.assoc.dul.socket.socket))]
     association = entity.associate("127.0.0.1", node.port, ae_title="PLEURA", evt_handlers=keep)
-    # Another class than the context's is refused.
     by_class = {context.abstract_syntax: context for context in association.accepted_contexts}
+
     for _ in range(2):
         assert association.send_c_store(image(size_bytes=3_000_000)).Status == 0x0000
         assert association.send_c_echo().Status == 0x0000
+
+        # Make pynetdicom send another class than the context's.
         by_class[CR].abstract_syntax = UID(SC)
         assert association.send_c_store(image(sop_class_uid=SC)).Status == 0x0122
         by_class[CR].abstract_syntax = UID(CR)
+
     association.release()
     assert association.is_released
     assert len(node.rows()) == len(list(node.spool.names())) == 2
@@ -782,6 +792,7 @@ def test_a_disk_that_fills_up_during_a_message_gets_its_space_back(
     node = start()
     free = node.spool.free_bytes()
     big = p_data((DATA, b"\0" * 600_000))
+
     with RawSender(node) as sender:
         sender.send(*HALF, big, big)
         wait_until("it is being written", lambda: list(tmp_path.rglob("*.part")))
@@ -795,6 +806,7 @@ def test_a_disk_that_fills_up_during_a_message_gets_its_space_back(
         monkeypatch.setattr(node.spool, "free_bytes", lambda: free)
         sender.send(*WHOLE["one PDU"])
         assert sender.status() == 0x0000
+
     assert len(node.rows()) == len(list(node.spool.names())) == 1
 
 

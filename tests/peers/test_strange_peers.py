@@ -149,10 +149,12 @@ def test_a_rejection_is_exact_and_has_one_line(
     caplog.set_level(logging.INFO)
     said, answer, words = REJECTED[what]
     node = start(peers=(Peer(ae_title="XRAY1", host="127.0.0.1"),))
+
     with RawPeer(node, said) as peer:
         kind, body = peer.answer()
         assert (kind, tuple(body[1:])) == (0x03, answer)
         assert peer.answer()[0] == 0
+
     wait_until("it is logged", lambda: "rejected" in caplog.text)
     lines = [each.getMessage() for each in caplog.records if each.name == "pleura.receive"]
     (line,) = lines

@@ -82,6 +82,7 @@ class Node:
             }
             | settings
         )
+
         self.ledger = Ledger(self.config.ledger)
         self.spool = Spool(self.config.spool)
         self.receiver = Receiver(self.config, self.ledger, self.spool, limits)
@@ -587,6 +588,7 @@ def test_results_go_to_storescp_over_tls_only_if_both_certificates_are_right(
     pinned = {**xray.settings(), "pinned_certificate": str(node_pair.certificate)}
     other = {**xray.settings(), "pinned_certificate": str(xray.certificate)}
     alone = {"certificate": None, "key": None, "ca": str(ca.certificate)}
+
     with storescp(program, tmp_path / "scp", *theirs) as port:
         for tls in (ours, ours | {"name": "localhost"}, ours | {"minimum_version": "1.3"}, pinned):
             assert send(archive(port, tls), picture) == [0x0000]
@@ -599,6 +601,7 @@ def test_results_go_to_storescp_over_tls_only_if_both_certificates_are_right(
         ):
             with pytest.raises(LinkDownError, match=why):
                 send(archive(port, tls), picture)
+
     with storescp(program, tmp_path / "plain") as port, pytest.raises(LinkDownError, match="TLS"):
         send(archive(port, ours), picture)
     assert len([*(tmp_path / "scp").iterdir()]) == 1

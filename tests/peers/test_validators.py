@@ -141,6 +141,7 @@ def made(changes: dict[str, Any]) -> bytes:
             | changes
         )
     )
+
     source.SamplesPerPixel = 1
     source.PhotometricInterpretation = source.get("PhotometricInterpretation", "MONOCHROME2")
     row, column = np.mgrid[0 : source.Rows, 0 : source.Columns]

@@ -229,12 +229,15 @@ class Model:
             if delivery.destination == destination and delivery.state == "owed"
             if self.is_delivery_due(delivery) and self.is_lease_over(delivery)
         ]
+
         due = sorted(due, key=lambda number: (self.deliveries[number].priority, number))[:limit]
+
         for number in due:
             delivery = self.deliveries[number]
             delivery.owner = owner
             delivery.lease_until = self.now + LEASE_S
             delivery.attempt += 1
+
         return [
             (number, self.deliveries[number].attempt, self.deliveries[number].failures)
             for number in due
@@ -355,6 +358,7 @@ class Model:
             return False
         for delivery in self._stored(destination, committed):
             delivery.state = "committed"
+
         for delivery in self._stored(destination, lost):
             later = (
                 0.0
@@ -367,6 +371,7 @@ class Model:
             delivery.lease_until = self.now
             delivery.commit_due_at = None
             delivery.attempt += 1
+
         for delivery in self._stored(destination, no):
             delivery.state = "refused"
         return True
@@ -443,6 +448,7 @@ class Model:
                 image.unfinished = image.unfinished_alone = 0
                 image.attempt += 1
                 count += 1
+
         for delivery in self.deliveries.values():
             kept = self.images[self.results[delivery.result_uid].image].removed_at is None
             if (
@@ -458,4 +464,5 @@ class Model:
                 delivery.owed_at = self.now
                 delivery.attempt += 1
                 count += 1
+
         return count

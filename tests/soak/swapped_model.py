@@ -94,7 +94,9 @@ def _watch(page: int, mail: MailServer, service: WebService, swapped_at: float) 
         "mail": lambda: [str(each.mail["subject"]) for each in mail.received],
         "webhook": lambda: [f"{body['event']}: {body['text']}" for body, _ in service.received],
     }
+
     deadline = time.monotonic() + _PATIENCE_S
+
     while seen and time.monotonic() < deadline:
         for name, look in list(seen.items()):
             if found := look():
@@ -103,6 +105,7 @@ def _watch(page: int, mail: MailServer, service: WebService, swapped_at: float) 
                     _say(f"    {line}")
                 del seen[name]
         time.sleep(2)
+
     _say(f"not seen: {', '.join(seen) or 'nothing'}")
 
 

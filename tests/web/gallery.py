@@ -212,6 +212,7 @@ def _day(site: Site, chest: Chest, number: int = 160) -> None:
     for _ in range(3):
         site.receive(generate_uid(), "XRAY1", chest.source)
     common = {"model": chest.model, "device": "cpu"}
+
     site.end(
         "analysed",
         chest.results,
@@ -220,6 +221,7 @@ def _day(site: Site, chest: Chest, number: int = 160) -> None:
         study_instance_uid=generate_uid(),
         **common,
     )
+
     _POSITIVE["number"] = site.view.images(Search(), limit=3).rows[-1]["id"]
     site.end("not_analysed", reason="view", **common)
 

@@ -51,6 +51,7 @@ class Site:
                 ],
             }
         )
+
         assert self.settings.web is not None
         self.ledger = Ledger(url)
         self.ledger.is_audited = True

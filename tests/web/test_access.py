@@ -144,6 +144,7 @@ def test_text_from_peers_is_escaped(site: Site) -> None:
     visitor = Visitor(site)
     visitor.log_in("looker")
     hostile = {"sender": "<script>alert(2)</script>", "uid": '"><img src=x onerror=y>'}
+
     pages = [
         visitor.get("/"),
         visitor.get("/images"),
@@ -151,11 +152,13 @@ def test_text_from_peers_is_escaped(site: Site) -> None:
         visitor.get("/images/2"),
         visitor.get("/images/3"),
     ]
+
     for page in pages:
         elements = Elements(page.text)
         assert not {"b", "i"} & {tag for tag, _ in elements.found}
         assert not [name for _, names in elements.found for name in names if name[:2] == "on"]
         assert all("src" in names for tag, names in elements.found if tag == "script")
+
     assert "&lt;b onload=x&gt;" in pages[1].text
 
 
