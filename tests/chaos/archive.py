@@ -1,5 +1,5 @@
-"""An archive in a separate process. By default it works well; on command it misbehaves in one of the
-known ways.
+"""An archive in a separate process. By default it works well; on command it misbehaves in one of
+the known ways.
 
 Its record outlives the process: before it answers 0x0000 it writes a line about the object. Its
 folder holds

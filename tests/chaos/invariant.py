@@ -37,7 +37,8 @@ class Account:
     failed: Counter[str] = field(default_factory=Counter)
     # Results, counted for each destination
     delivered: int = 0
-    # C-STOREs answered 0x0000 for an object that the archive already had: an earlier answer was lost
+    # C-STOREs answered 0x0000 for an object that the archive already had: an earlier answer was
+    # lost
     repeated_sends: int = 0
     # Objects that the archive answered 0x0000 and threw away
     forgotten: int = 0
@@ -294,8 +295,8 @@ class Check:
             self._violation(f"left in the spool: {path.name}")
 
     def _counted_on(self) -> tuple[set[str], set[str]]:
-        """The spool files of images that retention has not removed: those that must exist, and those
-        that are known to be damaged.
+        """The spool files of images that retention has not removed: those that must exist, and
+        those that are known to be damaged.
         """
         kept = {row["id"]: row for row in self._instances if row["removed_at"] is None}
         damaged = {row["spool_name"] for row in kept.values() if row["reason"] == "bytes_missing"}
@@ -307,8 +308,8 @@ class Check:
         return files - damaged, damaged
 
     def _verify_command(self) -> None:
-        """`pleura verify` finds nothing but images that have already failed because their bytes were
-        lost.
+        """`pleura verify` finds nothing but images that have already failed because their bytes
+        were lost.
         """
         answer = subprocess.run(
             [sys.executable, "-m", "daemon.cli", "verify", "-c", str(self._config_path)],
@@ -328,6 +329,7 @@ class Check:
 
 def _data_set_digest(part10: bytes) -> str:
     """A digest of the bytes that go over the wire: those after the file meta information."""
-    # The value of (0002,0000) gives its length; preamble, DICM and that element's header come first.
+    # The value of (0002,0000) gives its length; preamble, DICM and that element's header come
+    # first.
     length = int.from_bytes(part10[140:144], "little")
     return hashlib.sha256(part10[144 + length :]).hexdigest()

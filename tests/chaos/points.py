@@ -1,5 +1,5 @@
-"""The points at which a role may be killed, as a table: one between any two steps. victim.py patches
-the point that it is ordered to die at.
+"""The points at which a role may be killed, as a table: one between any two steps. victim.py
+patches the point that it is ordered to die at.
 
 Each point is a call that stays when code is rewritten: a system call for file steps (os.open,
 os.write), the transition's method and the engine's COMMIT for ledger steps, and a socket call for

@@ -258,8 +258,8 @@ def until_killed(chaos: Chaos, crew: Crew) -> None:
 
 
 def drains(chaos: Chaos, times: int) -> Account:
-    """SIGTERM while images flow: a role finishes its work in progress, ends with status 0, and keeps
-    no lease.
+    """SIGTERM while images flow: a role finishes its work in progress, ends with status 0, and
+    keeps no lease.
     """
     with chaos.site("drains") as site:
         crew = site.man()

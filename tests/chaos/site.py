@@ -1,5 +1,5 @@
-"""A node under test with its surroundings: modalities, an archive, roles that can be killed, and the
-final account.
+"""A node under test with its surroundings: modalities, an archive, roles that can be killed, and
+the final account.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`pleura reload` under load: three roles in one process receive images while their settings change.
+"""`pleura reload` under load: three roles in one process receive images while their settings
+change.
 
 PLEURA_RELOADS sets the number of changes; 200 makes a long run.
 """

@@ -164,7 +164,9 @@ def test_an_unknown_peer_is_rejected_with_the_reason_that_fits(start: Callable[.
 def test_a_peer_whose_name_does_not_resolve_is_rejected_for_now_and_tried_again_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The name service may start after the node. Such a peer was once rejected as unknown, for a minute."""
+    """The name service may start after the node. Such a peer was once rejected as unknown, for a
+    minute.
+    """
     now = [1000.0]
     monkeypatch.setattr("daemon.receive.access.time.monotonic", lambda: now[0])
     is_down = [True]

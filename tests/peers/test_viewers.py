@@ -232,8 +232,8 @@ def test_ohif_shows_segmentation_contour_and_overlay(
     browser.click("the SR's entry", thumbnail("SR"), times=2)
 
     def outlined_once_touched(shown: Shown) -> str | None:
-        # OHIF may load the contour after it has drawn the image. Then it shows the contour only when
-        # it draws the image again.
+        # OHIF may load the contour after it has drawn the image. Then it shows the contour only
+        # when it draws the image again.
         said = outlined(mask, shown)
         if said is not None:
             browser.drag(shown.box[0] + 20, (shown.box[1] + shown.box[3]) / 2)

@@ -40,8 +40,8 @@ def masks(draw: st.DrawFn) -> NDArray[np.bool_]:
 
 
 def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels whose centres are inside by the even-odd rule: a ray to the right crosses the lines
-    an odd number of times.
+    """The pixels whose centres are inside by the even-odd rule: a ray to the right crosses the
+    lines an odd number of times.
     """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     inside = np.zeros(shape, dtype=bool)
@@ -56,7 +56,9 @@ def filled(lines: list[Line], shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def sides(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(n, 2, 2): the two ends of each pixel side between True and False, also at the matrix's border."""
+    """(n, 2, 2): the two ends of each pixel side between True and False, also at the matrix's
+    border.
+    """
     padded = np.pad(mask, 1)
     below = np.argwhere(padded[:-1] != padded[1:]) - 1.0
     right = np.argwhere(padded[:, :-1] != padded[:, 1:]) - 1.0

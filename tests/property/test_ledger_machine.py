@@ -1,5 +1,5 @@
-"""Random sequences of ledger steps, with late owners and moved clocks: every row of the ledger is as
-the model says.
+"""Random sequences of ledger steps, with late owners and moved clocks: every row of the ledger is
+as the model says.
 """
 
 from __future__ import annotations

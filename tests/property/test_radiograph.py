@@ -1,5 +1,5 @@
-"""Any bytes give a well-formed Radiograph, or Unsuitable with a reason of the table. The storage form
-of a picture does not change its finding.
+"""Any bytes give a well-formed Radiograph, or Unsuitable with a reason of the table. The storage
+form of a picture does not change its finding.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def well_formed(made: Radiograph) -> None:
     assert spacing is None or (0 < spacing.row_mm < 1500 and 0 < spacing.column_mm < 1500)
 
 
-# Syntaxes that Python or a strict C library decodes. JPEG-LS is not among them: CharLS may take half
-# a minute for a broken stream.
+# Syntaxes that Python or a strict C library decodes. JPEG-LS is not among them: CharLS may take
+# half a minute for a broken stream.
 FUZZED = (
     "Explicit",
     "Implicit",
@@ -159,8 +159,8 @@ def test_any_header_gives_a_picture_or_its_reason(changes: dict[str, Any], kind:
 
 # -- polarity and bit depth never change the finding
 
-# Measured on 2026-11-21: at most 0.00008. Rounding to 8 bits moves a grey by at most half a level of
-# 255, and the networks average over many pixels.
+# Measured on 2026-11-21: at most 0.00008. Rounding to 8 bits moves a grey by at most half a level
+# of 255, and the networks average over many pixels.
 SAME_PROBABILITY = 0.001
 DEEP = Kind(16, 16)
 

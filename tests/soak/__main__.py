@@ -88,7 +88,9 @@ def _fuzz(folder: Path, number: int, seed: int) -> list[str]:
 def _watched(
     folder: Path, number: int, at_once: int, step: Callable[[Honest, int, int], None]
 ) -> list[str]:
-    """Call `step(honest, first, end)` for each `at_once` of `number`, and check the node after each."""
+    """Call `step(honest, first, end)` for each `at_once` of `number`, and check the node after
+    each.
+    """
     with Receive(folder, unused_port()) as node:
         honest = Honest(node, Account(), sample(folder).read_bytes(), folder)
         honest.store()

@@ -1,11 +1,12 @@
-"""Provokes the drift alarm by swapping the model of a running node. Takes about a quarter of an hour.
+"""Provokes the drift alarm by swapping the model of a running node. Takes about a quarter of an
+hour.
 
     python -m tests.soak.swapped_model
 
 A node with the shipped package receives 60 images by C-STORE. Their rows are moved into last week,
-which becomes the baseline, so that the test need not wait a week. Then an untrained package replaces
-the first, the node reloads, and 60 more images are sent. The alarms on the page, in the metric, by
-mail (STARTTLS) and by webhook (HTTPS) are printed with their times.
+which becomes the baseline, so that the test need not wait a week. Then an untrained package
+replaces the first, the node reloads, and 60 more images are sent. The alarms on the page, in the
+metric, by mail (STARTTLS) and by webhook (HTTPS) are printed with their times.
 """
 
 from __future__ import annotations
