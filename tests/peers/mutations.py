@@ -132,7 +132,7 @@ def data_set(uid: str, size: int, sop_class: str = CR) -> bytes:
 
 
 def store_pdus(rng: Rng, message_id: int, uid: str, size: int) -> Pdus:
-    """A C-STORE-RQ, cut into PDUs in pdu_bytes of the ways that PS3.8 Annex E allows."""
+    """A C-STORE-RQ, cut into PDUs in one of the ways that PS3.8 Annex E allows."""
     context_id, sop_class = rng.choice(((3, CR), (5, SC)))
     command = store_command(message_id, uid, sop_class)
     data = data_set(uid, size, sop_class)
@@ -212,7 +212,7 @@ def conversation(rng: Rng, name: str) -> Pdus:
 
 
 def _at(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None]) -> Pdus:
-    """Change pdu_bytes PDU, in most cases a PDU after the association request."""
+    """Change one PDU, in most cases a PDU after the association request."""
     number = (
         rng.randrange(len(pdus))
         if rng.random() < 0.3
@@ -226,7 +226,7 @@ def _at(rng: Rng, pdus: Pdus, change: Callable[[bytearray], None]) -> Pdus:
 def _of_data(
     rng: Rng, pdus: Pdus, change: Callable[[bytearray], None], command: bool = False
 ) -> Pdus:
-    """Change pdu_bytes P-DATA-TF. `command`: only a P-DATA-TF that begins with a command set."""
+    """Change one P-DATA-TF. `command`: only a P-DATA-TF that begins with a command set."""
     numbers = [
         number
         for number, data in enumerate(pdus)
@@ -262,7 +262,7 @@ def overwrite(rng: Rng, pdus: Pdus) -> Pdus:
     return _at(rng, pdus, change)
 
 
-def truncate_one(rng: Rng, pdus: Pdus) -> Pdus:
+def truncate(rng: Rng, pdus: Pdus) -> Pdus:
     def change(pdu_bytes: bytearray) -> None:
         del pdu_bytes[rng.randrange(len(pdu_bytes)) :]
         if rng.random() < 0.5 and len(pdu_bytes) >= 6:
@@ -400,7 +400,7 @@ def _command_elements(pdu_bytes: bytearray) -> Iterator[int]:
 
 
 def interleave(rng: Rng, pdus: Pdus) -> Pdus:
-    """Interleave the PDUs of two messages, on pdu_bytes context or two."""
+    """Interleave the PDUs of two messages, on one context or two."""
     name = f"1.2.{rng.getrandbits(48)}"
     first, second = (store_pdus(rng, number, f"{name}.{number}", 300) for number in (1, 2))
     mixed = []
@@ -451,7 +451,7 @@ def noise(rng: Rng, pdus: Pdus) -> Pdus:
 
 
 MUTATIONS: tuple[Callable[[Rng, Pdus], Pdus], ...] = (
-    flip, overwrite, truncate_one, cut_off, duplicate, swap, leave_out, insert, pdu_length, pdv_length, context_id,
+    flip, overwrite, truncate, cut_off, duplicate, swap, leave_out, insert, pdu_length, pdv_length, context_id,
     control_header, element_length, element_missing, element_value, interleave, after_release, item_length, many_items,
     noise,
 )  # fmt: skip
