@@ -334,7 +334,9 @@ class Engine:
     def _build(self, role: Role, candidate: Candidate) -> Runner:
         side = self.manifest.networks[role].side
         return engines.build(
-            candidate, self._modules[role], Plan(self.device, side, candidate.bf16)
+            candidate,
+            self._modules[role],
+            Plan(self.device, side, candidate.bf16, self._limit[role]),
         )
 
     def _probabilities(

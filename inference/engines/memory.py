@@ -19,6 +19,8 @@ import torch
 log = logging.getLogger("pleura.engine")
 
 _FILE = "engines.json"
+# Increased when an adapter becomes faster or slower, so that the choice is made again.
+_ADAPTERS = 2
 # The most choices: each new model, version or machine adds one, and the oldest is dropped.
 _KEPT = 64
 
@@ -68,7 +70,12 @@ class Memory:
         self, where: Path | None, model_digest: str, device: torch.device, max_batch: int
     ) -> None:
         self._path = where / _FILE if where else None
-        facts = {"model": model_digest, "machine": machine(device), "max_batch": max_batch}
+        facts = {
+            "model": model_digest,
+            "machine": machine(device),
+            "max_batch": max_batch,
+            "adapters": _ADAPTERS,
+        }
         self._key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def recall(self) -> dict[str, list[str]]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from inference import engines, package
 from inference.engine import Engine, EngineBrokenError, choose_device
-from inference.engines import Plan, native, trial
+from inference.engines import PLAIN, Candidate, Plan, native, trial
 from inference.manifest import Comparison, Precision
+from inference.networks.ensemble import Ensemble
 from inference.package import Package
 from tests import models
 
@@ -73,6 +74,27 @@ def test_other_engines_answer_as_torch_does(tiny: Package, other: Engine, number
     for one, wanted in zip(other.segment(images), plain.segment(images), strict=True):
         assert one.shape == wanted.shape
         assert np.abs(one - wanted).max() < 1e-4
+
+
+@pytest.mark.xdist_group("engines")
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_other_engines_give_the_logit_of_a_small_mean_probability(name: str) -> None:
+    # Each pixel's logit is the pixel itself. Sigmoids of the outer ones round to 0 and 1.
+    ensemble = Ensemble([nn.Identity(), nn.Identity()], [None, None])
+    logits = np.linspace(-40, 40, 2 * 32 * 32, dtype=np.float32).reshape(2, 1, 32, 32)
+    runner = engines.build(Candidate(name), ensemble, Plan(CPU, 32))
+    assert np.abs(runner(logits) - logits).max() < 1e-4
+
+
+@pytest.mark.xdist_group("engines")
+def test_openvino_answers_batches_that_it_was_not_compiled_for(tiny: Package) -> None:
+    plain = engines.build(PLAIN, tiny.classifier, Plan(CPU, 32))
+    runner = engines.build(Candidate("openvino"), tiny.classifier, Plan(CPU, 32, batch=4))
+    images = np.random.default_rng(1).random((6, 1, 32, 32), dtype=np.float32)
+    for size in range(1, 7):
+        found = runner(images[:size])
+        assert found.shape == (size, 1)
+        assert np.abs(found - plain(images[:size])).max() < 1e-4
 
 
 @pytest.mark.xdist_group("engines")
