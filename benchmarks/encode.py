@@ -9,7 +9,8 @@ warm-up:
 Prints medians in milliseconds and the ratios of medians. "made": encoded and written as a file,
 from a case that nothing has been worked out for, contours included. "checked": what the gate takes
 to read it back. The last line is all four from one case, which share the contours. Absolute times
-are of this machine and its noise.
+are of this machine and its noise. Freed memory is kept, as in the analyse role: otherwise it
+depends on chance which step asks the kernel for each page anew.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from pydicom import Dataset
 from pydicom.uid import ComputedRadiographyImageStorage, generate_uid
 
 from benchmarks.measurement import by_turns, command_line, machine, median_ms, seconds_of
+from daemon import torch_process
 from inference.finding import Finding, ModelIdentity, Result
 from inference.measure import measure
 from inference.results import KINDS, Case, build, gate, write
 from inference.spacing import Spacing
+
+torch_process.prepare()
 
 ROWS, COLUMNS = 2500, 2048
 _HIGHDICOM = "highdicom SEG"
