@@ -8,6 +8,7 @@ both.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -18,6 +19,7 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import VR
 
@@ -31,7 +33,10 @@ _LONG_VRS = frozenset((
 ))  # fmt: skip
 _LONGEST = (0xFFFE, 0xFFFFFFFE)
 # Padding of a text to even length (PS3.5 6.2).
-_PADDING = dict.fromkeys(("CS", "DA", "LO", "LT", "SH", "ST", "TM", "UT"), b" ") | {"UI": b"\0"}
+_PADDING = dict.fromkeys(("CS", "DA", "DT", "LO", "LT", "SH", "ST", "TM", "UT"), b" ")
+_PADDING["UI"] = b"\0"
+# Numbers as `struct` packs them (PS3.5 6.2).
+_BINARY = {"FD": "d", "FL": "f", "SL": "l", "SS": "h", "UL": "L", "US": "H"}
 # (FFFE,E000)
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 
@@ -135,23 +140,32 @@ def encoded(dataset: Dataset) -> bytes:
 
 
 def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
-    buffer = DicomBytesIO()
-    buffer.is_little_endian = True
-    buffer.is_implicit_VR = False
+    parts: list[bytes] = []
 
-    # As plain numbers, because pydicom compares tags in Python code.
-    for tag in sorted(dataset.keys(), key=int):
-        element = dataset.get_item(tag)
-        if not isinstance(element, RawDataElement) or not _is_explicit_little_endian(element):
-            element = dataset[tag]
+    for element in sorted(dataset.values(), key=_place):
+        if isinstance(element, RawDataElement) and not _is_explicit_little_endian(element):
+            element = dataset[element.tag]
 
         value = _value(element, character_set)
         if value is not None and len(value) <= _LONGEST[element.VR in _LONG_VRS]:
-            buffer.write(_header(tag, element.VR, len(value)))
-            buffer.write(value)
+            parts += (_header(element.tag, str(element.VR), len(value)), value)
         else:
-            write_data_element(buffer, element, character_set)
+            parts.append(_written(element, character_set))
 
+    return b"".join(parts)
+
+
+def _place(element: DataElement | RawDataElement) -> int:
+    """The tag as a plain number, because pydicom compares tags in Python code."""
+    return int(element.tag)
+
+
+def _written(element: DataElement | RawDataElement, character_set: str | list[str]) -> bytes:
+    """The whole element as pydicom's own writer writes it."""
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = False
+    write_data_element(buffer, element, character_set)
     return buffer.getvalue()
 
 
@@ -170,19 +184,41 @@ def _value(element: DataElement | RawDataElement, character_set: str | list[str]
     # takes as long as everything else.
     if element.VR == VR.SQ:
         return b"".join(as_item(_encoded(item, character_set)) for item in element.value)
+    if element.is_empty:
+        return b""
+    if element.VR in ("OB", "OW") and isinstance(element.value, bytes):
+        padded = element.value + b"\0" * (len(element.value) % 2)
+        return None if element.is_undefined_length else padded
+    return _plain_value(element.VR, element.value)
+
+
+def _plain_value(vr: str, value: Any) -> bytes | None:
+    """The encoded numbers, or texts in ASCII, of an element; None for any others."""
+    values = value if isinstance(value, (list, MultiValue)) else [value]
+
+    if vr in _BINARY and all(isinstance(one, (int, float)) for one in values):
+        return struct.pack(f"<{len(values)}{_BINARY[vr]}", *values)
+
     # Our own texts, hundreds in each object, are ASCII in any character set.
-    text = element.value
-    if isinstance(text, str) and element.VR in _PADDING and text.isascii() and "\x1b" not in text:
-        return text.encode() + _PADDING[element.VR] * (len(text) % 2)
-    return None
+    if vr in _PADDING and all(isinstance(one, str) for one in values):
+        text, padding = "\\".join(values), _PADDING[vr]
+    elif vr in ("DS", "IS"):
+        # A number that was given as text is written as this text.
+        text = "\\".join(getattr(one, "original_string", None) or str(one) for one in values)
+        padding = b" "
+    else:
+        return None
+    if not text.isascii() or "\x1b" in text:
+        return None
+    return text.encode() + padding * (len(text) % 2)
 
 
 def _header(tag: BaseTag, vr: str, length: int) -> bytes:
     """Tag, VR and length of an element (PS3.5 7.1.2)."""
-    start = (tag >> 16).to_bytes(2, "little") + (tag & 0xFFFF).to_bytes(2, "little") + vr.encode()
+    group, number = tag >> 16, tag & 0xFFFF
     if vr in _LONG_VRS:
-        return start + b"\0\0" + length.to_bytes(4, "little")
-    return start + length.to_bytes(2, "little")
+        return struct.pack("<HH2s2xL", group, number, vr.encode(), length)
+    return struct.pack("<HH2sH", group, number, vr.encode(), length)
 
 
 def _is_explicit_little_endian(raw: RawDataElement) -> bool:

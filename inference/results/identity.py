@@ -56,7 +56,8 @@ def identify(case: Case, kind: str) -> Dataset:
     dataset.ManufacturerModelName = case.model.id
     dataset.DeviceSerialNumber = case.model.digest[:16]
     dataset.SoftwareVersions = [f"Pleura {PLEURA_VERSION}", f"model {case.model.version}"]
-    dataset.ContributingEquipmentSequence = [_equipment(case)]
+    equipment = _contributing_equipment(case)
+    dataset[equipment.tag] = equipment
     return dataset
 
 
@@ -147,6 +148,12 @@ def add_body_part(dataset: Dataset, case: Case) -> None:
     # Laterality is type 2C (PS3.3 C.7.3.1): wanted unless the body part is known to be unpaired.
     if body_part is None or body_part.value != "CHEST":
         dataset.Laterality = None
+
+
+@once_per_case
+def _contributing_equipment(case: Case) -> RawDataElement:
+    """Pleura as the only contributing equipment, encoded."""
+    return as_bytes("ContributingEquipmentSequence", as_item(encoded(_equipment(case))))
 
 
 def _equipment(case: Case) -> Dataset:

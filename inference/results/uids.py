@@ -44,6 +44,19 @@ TAKEN_KEYWORDS = (
 
 def derived_uid(case: Case, kind: str) -> str:
     """The SOP Instance UID of the object of this kind about the case."""
+    uids = _derived_uids(case)
+    if kind not in uids:
+        uids[kind] = _derived_uid(case, kind)
+    return uids[kind]
+
+
+@once_per_case
+def _derived_uids(case: Case) -> dict[str, str]:  # noqa: ARG001
+    """The UIDs that were derived for the case, by kind."""
+    return {}
+
+
+def _derived_uid(case: Case, kind: str) -> str:
     outcome: list[object]
     if case.finding is not None:
         finding = case.finding

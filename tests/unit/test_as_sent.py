@@ -63,6 +63,20 @@ def test_values_of_many_kinds_are_encoded_as_by_pydicom() -> None:
     assert encoded(dataset) == by_pydicom(dataset)
 
 
+def test_numbers_of_every_kind_are_encoded_as_by_pydicom() -> None:
+    dataset = Dataset()
+    dataset.Rows, dataset.SimpleFrameList, dataset.RealWorldValueSlope = 65535, [1, 2**32 - 1], 0.1
+    dataset.DisplayedAreaTopLeftHandCorner, dataset.GraphicData = [-1, 2**31 - 1], [1e-3, 3]
+    dataset.SmallestImagePixelValue, dataset["SmallestImagePixelValue"].VR = -5, "SS"
+    dataset.PixelSpacing, dataset.WindowCenter = ["0.10", 0.25], 2048
+    dataset.SliceThickness, dataset.RescaleSlope = "01.0", None
+    dataset.InstanceNumber, dataset.PixelAspectRatio = " 7", ["1", 2]
+    dataset.PatientOrientation, dataset.ReferencedFrameNumber = [], None
+    dataset.ContributionDateTime = "20260304050607.000000+0100"
+    dataset.add_new("EncapsulatedDocument", "OB", b"\1\2\3")
+    assert encoded(dataset) == by_pydicom(dataset)
+
+
 # A VR with a 16-bit length cannot hold this many bytes, so pydicom writes UN.
 @pytest.mark.filterwarnings("ignore")
 def test_a_text_longer_than_its_vr_holds_is_encoded_as_by_pydicom() -> None:

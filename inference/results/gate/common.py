@@ -13,6 +13,7 @@ from pydicom.tag import BaseTag
 from inference.as_sent import bytes_of, even, sent_bytes, tag_of
 from inference.radiograph import COPIED_KEYWORDS
 from inference.results import codes
+from inference.results.case import Case, once_per_case
 from inference.results.gate import words
 from inference.results.gate.expected import Expected, Rule
 from inference.results.gate.header import (
@@ -46,12 +47,19 @@ def _uids(dataset: Dataset, expected: Expected) -> Iterator[str]:
         yield f"SeriesNumber {dataset.SeriesNumber}, wanted {expected.kind.series_number}"
 
 
+@once_per_case
+def _copied_bytes(case: Case) -> dict[str, bytes]:
+    """The bytes of each copied attribute of the source, as an object must hold them."""
+    return {keyword: even(bytes_of(case.header, keyword)) for keyword in COPIED_KEYWORDS}
+
+
 def _patient_and_study(dataset: Dataset, expected: Expected) -> Iterator[str]:
     """Check the patient's attributes: the source's own bytes, whatever its character set."""
     header = expected.case.header
+    sources = _copied_bytes(expected.case)
     for keyword in COPIED_KEYWORDS:
         if values_of(element_of(dataset, keyword)):
-            if bytes_of(dataset, keyword) != even(bytes_of(header, keyword)):
+            if bytes_of(dataset, keyword) != sources[keyword]:
                 yield f"{keyword} is not the source's"
         elif keyword in IDENTIFYING_KEYWORDS and values_of(element_of(header, keyword)):
             yield f"{keyword} is missing, the source has one"

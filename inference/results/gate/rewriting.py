@@ -41,21 +41,24 @@ def written_again(dataset: Dataset, without: Collection[BaseTag] = ()) -> bytes:
     Raises:
         Exception: whatever pydicom raises for a value that it cannot decode or write.
     """
-    # As plain numbers: pydicom compares tags in Python.
-    tags = sorted(dataset.keys(), key=int)
-    return b"".join(_element(dataset, tag) for tag in tags if tag not in without)
+    elements = sorted(dataset.values(), key=_place)
+    return b"".join(_element(dataset, each) for each in elements if each.tag not in without)
 
 
-def _element(dataset: Dataset, tag: BaseTag) -> bytes:
-    raw = dataset.get_item(tag)
+def _place(element: DataElement | RawDataElement) -> int:
+    """The tag as a plain number: pydicom compares tags in Python."""
+    return int(element.tag)
+
+
+def _element(dataset: Dataset, raw: DataElement | RawDataElement) -> bytes:
     if isinstance(raw, RawDataElement) and _is_kept(raw):
-        element, written = _known(int(tag), str(raw.VR), raw.value or b"")
-        dataset[tag] = element
+        element, written = _known(int(raw.tag), str(raw.VR), raw.value or b"")
+        dataset[raw.tag] = element
         return written
     if isinstance(raw, RawDataElement) and _is_many_numbers(raw):
         return _encoded(raw)
 
-    return _decoded(dataset[tag])
+    return _decoded(dataset[raw.tag])
 
 
 def _decoded(element: DataElement) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -164,12 +163,15 @@ def _means(
         for count, whole, scale in zip(shape, pixels.shape, scales, strict=True)
     ]
     strips = np.empty((shape[0], pixels.shape[1]), dtype=np.float32)
-    for number, (top, bottom) in enumerate(itertools.pairwise(bounds[0])):
-        first, last = int(top), int(np.ceil(bottom))
-        share = np.ones(last - first, dtype=np.float32)
-        share[0] -= top - first
-        share[-1] -= last - bottom
-        np.matmul(share / share.sum(), pixels[first:last], out=strips[number])
+    tops, bottoms = bounds[0][:-1, None], bounds[0][1:, None]
+    # As many rows for each strip as the most have.
+    count = min(int(np.ceil(BLOCK / scales[0])) + 1, len(pixels))
+    firsts = np.minimum(tops.astype(int), len(pixels) - count)
+    rows = firsts + np.arange(count)
+    shares = np.maximum(np.minimum(rows + 1, bottoms) - np.maximum(rows, tops), 0)
+    shares = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    for first, share, strip in zip(firsts.ravel().tolist(), shares, strips, strict=True):
+        np.matmul(share, pixels[first : first + count], out=strip)
 
     # The sums of whole columns, without the part of the first that lies before each bound.
     whole = np.minimum(bounds[1].astype(int), pixels.shape[1] - 1)
