@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from pydicom import Dataset
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from inference.as_sent import encoded
@@ -210,23 +207,24 @@ def _silent_libraries() -> Iterator[None]:
 
 def write(dataset: Dataset, kind: Kind) -> Result:
     """The data set as a whole Part 10 file, with our own file meta information."""
-    meta = FileMetaDataset()
+    meta = Dataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = kind.transfer_syntax_uid
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta_bytes = encoded(meta)
 
-    file = DicomBytesIO()
+    # (0002,0000), the length of what follows.
+    length = Dataset()
+    length.FileMetaInformationGroupLength = len(meta_bytes)
     # The preamble and the prefix of PS3.10 7.1.
-    file.write(bytes(128) + b"DICM")
-    write_file_meta_info(file, meta)
-    file.write(encoded(dataset))
+    data = b"".join((bytes(128), b"DICM", encoded(length), meta_bytes, encoded(dataset)))
     return Result(
         kind=kind.name,
         sop_class_uid=str(dataset.SOPClassUID),
         sop_instance_uid=str(dataset.SOPInstanceUID),
         transfer_syntax_uid=str(kind.transfer_syntax_uid),
-        data=file.getvalue(),
+        data=data,
     )
