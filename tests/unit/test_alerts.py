@@ -230,12 +230,12 @@ def test_an_inbox_trouble_is_reported_while_its_process_lives(
     small.beat("receive", "node1/boot:7", facts)
     watch = Watch(config, small, settle_s=0.0)
     watch.look()
-    (told,) = (row for row in small.alarms.lasting() if row["kind"] == "inbox")
-    assert (told["subject"], told["words"]) == ("node1", facts["inbox_trouble"])
+    (alarm,) = (row for row in small.alarms.lasting() if row["kind"] == "inbox")
+    assert (alarm["subject"], alarm["words"]) == ("node1", facts["inbox_trouble"])
     lines = list(status.lines(small.inspect, ["pacs"], config.spool))
     assert "INBOX of node1: the folder cannot be used: Permission denied" in lines
     shown = status.summary(small.inspect, ["pacs"], config.spool)["troubles"]
-    assert [each["words"] for each in shown if each["kind"] == "inbox"] == [told["words"]]
+    assert [each["words"] for each in shown if each["kind"] == "inbox"] == [alarm["words"]]
 
     small.beat("receive", "node1/boot:7", {"inbox_trouble": ""})
     watch.look()
@@ -254,10 +254,10 @@ def test_a_new_route_is_sent_only_the_open_troubles_and_their_ends(
     # When the route is added, one trouble is still open and the other has ended.
     clock.now += 100
     ledger.alarms.note([away], ["mail"], "a", 0)
-    (told,) = ledger.alarms.claim("me", ["mail"], 60)
-    assert (told.facts["event"], told.facts["subject"]) == ("began", "pacs")
-    assert told.facts["since"] == began_at
-    ledger.alarms.mark_sent(told)
+    (began,) = ledger.alarms.claim("me", ["mail"], 60)
+    assert (began.facts["event"], began.facts["subject"]) == ("began", "pacs")
+    assert began.facts["since"] == began_at
+    ledger.alarms.mark_sent(began)
 
     clock.now += 100
     ledger.alarms.note([away], ["mail", "webhook"], "a", 0)

@@ -278,8 +278,8 @@ def test_changed_settings_are_recorded_by_key_and_never_by_value(bench: Bench) -
     assert bench.ledger.record_settings(before) == []
     other = bench.config.model_copy(update={"ae_title": "OTHER", "max_batch": 3})
     assert bench.ledger.record_settings(digests(other)) == ["ae_title", "max_batch"]
-    (told,) = bench.rows()
-    assert (told.event, told.facts) == ("settings", {"keys": "ae_title, max_batch"})
+    (event,) = bench.rows()
+    assert (event.event, event.facts) == ("settings", {"keys": "ae_title, max_batch"})
 
 
 def test_every_retry_is_recorded_with_its_user(bench: Bench) -> None:
@@ -296,8 +296,8 @@ def test_every_retry_is_recorded_with_its_user(bench: Bench) -> None:
     retry(bench.ledger, readdress, takes)
     retry(bench.ledger, Wanted((), to_destination="new", now=True, by="alice"), takes)
 
-    told = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
-    assert told == [
+    recorded = [(each.event, each.facts["by"], each.facts["what"]) for each in bench.rows()]
+    assert recorded == [
         ("command", "alice", "retry: 1 for out are sent to new"),
         ("command", "alice", "retry: 1 due now to new"),
     ]
@@ -476,8 +476,8 @@ def test_a_refusal_is_recorded_once_a_minute_for_each_address_and_reason(bench: 
             alerts.refuse(address, "rejected with 1/1/3")
     alerts.refuse("10.0.4.11", "the TLS handshake failed")
     alerts.stop()
-    told = [(each.facts["address"], each.facts["why"][:8]) for each in bench.rows()]
-    assert told == [
+    recorded = [(each.facts["address"], each.facts["why"][:8]) for each in bench.rows()]
+    assert recorded == [
         ("10.0.4.11", "rejected"),
         ("10.0.4.12", "rejected"),
         ("10.0.4.11", "the TLS "),

@@ -99,9 +99,9 @@ def test_status_and_retry_work(settings: Path, tmp_path: Path) -> None:
         "deliveries": {"owed": 0, "stored": 0, "committed": 0, "refused": 0},
     }
 
-    told = pleura("status", "-c", settings).stdout
-    assert "1 failed" in told
-    assert "1.2.3 failed analysis_error" in told
+    text = pleura("status", "-c", settings).stdout
+    assert "1 failed" in text
+    assert "1.2.3 failed analysis_error" in text
     history = json.loads(pleura("status", "--json", "-c", settings, "1.2.3").stdout)
     assert history["1.2.3"][0]["state"] == "failed"
     assert pleura("status", "-c", settings, "9.9").returncode == 1

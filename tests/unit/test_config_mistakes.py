@@ -278,14 +278,14 @@ def test_a_sites_own_words_for_the_chest_are_accepted(tmp_path: Path) -> None:
 
 def test_a_password_hash_without_quotes_is_refused(tmp_path: Path) -> None:
     whole = "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$aGFzaGhhc2hoYXNoaGFzaA"
-    said = error_for(tmp_path, f"web: {{users: [{{name: ada, password_hash: {whole}}}]}}")
-    assert "put the whole hash in quotes" in said
+    error = error_for(tmp_path, f"web: {{users: [{{name: ada, password_hash: {whole}}}]}}")
+    assert "put the whole hash in quotes" in error
     load(tmp_path, f'web: {{users: [{{name: ada, password_hash: "{whole}"}}]}}')
 
 
 def test_invalid_yaml_is_reported_with_its_line(tmp_path: Path) -> None:
-    said = error_for(tmp_path, "port: 104\nae_title: A\nport: 105")
-    assert "line 3, column 1: the key 'port' is given twice; keep one of them" in said
+    error = error_for(tmp_path, "port: 104\nae_title: A\nport: 105")
+    assert "line 3, column 1: the key 'port' is given twice; keep one of them" in error
     assert "line 3, column 1: expected" in error_for(tmp_path, "peers:\n  - {ae_title: A\n")
 
 
@@ -375,6 +375,6 @@ def test_errors_name_found_and_allowed_values_in_yaml_terms(
 
 
 def test_a_wrong_entry_of_a_list_is_one_error(tmp_path: Path) -> None:
-    said = error_for(tmp_path, "destinations: [{name: a, folder: /x, results: [seg]}]")
-    assert len(said.splitlines()) == 1
-    assert "destinations[0].results[0]: found 'seg'; allowed: 'SEG'" in said
+    error = error_for(tmp_path, "destinations: [{name: a, folder: /x, results: [seg]}]")
+    assert len(error.splitlines()) == 1
+    assert "destinations[0].results[0]: found 'seg'; allowed: 'SEG'" in error

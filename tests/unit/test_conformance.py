@@ -83,12 +83,12 @@ def test_a_lesion_has_the_same_tracking_uid_in_every_object() -> None:
     drawn = {
         item.TrackingUID for item in base["PR"].GraphicAnnotationSequence[0].GraphicObjectSequence
     }
-    told = {
+    tracked = {
         value
         for path, _, value in content.tree(base["SR"])
         if "Tracking Unique Identifier" in path[-1]
     }
-    assert {segment.TrackingUID} == drawn == told
+    assert {segment.TrackingUID} == drawn == tracked
 
 
 def test_every_object_names_its_device() -> None:

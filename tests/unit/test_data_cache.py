@@ -32,8 +32,8 @@ def phantoms(count: int = 4) -> list[Case]:
 
 def test_images_masks_and_labels_are_prepared(tmp_path: Path) -> None:
     cases = phantoms()
-    told: list[tuple[int, int]] = []
-    prepared = cache.prepare(cases, 32, tmp_path, done=lambda *so_far: told.append(so_far))
+    progress: list[tuple[int, int]] = []
+    prepared = cache.prepare(cases, 32, tmp_path, done=lambda *so_far: progress.append(so_far))
     assert prepared.images.shape == prepared.masks.shape == (4, 32, 32)
     assert prepared.images.dtype == prepared.masks.dtype == np.uint8
     assert prepared.labels.tolist() == [1, 0, 1, 0]
@@ -47,7 +47,7 @@ def test_images_masks_and_labels_are_prepared(tmp_path: Path) -> None:
             < 0.003
         )
 
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert progress == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_a_second_preparation_decodes_nothing(
@@ -193,16 +193,16 @@ def test_after_a_kill_one_of_two_processes_decodes_everything_again(tmp_path: Pa
 
 def test_items_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     others: list[int] = []
 
     def done(so_far: int, count: int) -> None:
-        told.append((so_far, count))
+        progress.append((so_far, count))
         others.append(len(multiprocessing.active_children()))
 
     assert pool.each(str, range(1003), done) == [str(number) for number in range(1003)]
-    assert told == sorted(told)
-    assert told[-1] == (1003, 1003)
+    assert progress == sorted(progress)
+    assert progress[-1] == (1003, 1003)
     # This process is the second worker.
     assert max(others) == 1
     assert not multiprocessing.active_children()
@@ -210,11 +210,11 @@ def test_items_are_shared_among_processes_in_order(monkeypatch: pytest.MonkeyPat
 
 def test_an_error_in_another_process_stops_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    told: list[int] = []
+    progress: list[int] = []
     # The other process takes the first item, while this process starts at the last.
     with pytest.raises(ValueError, match="sleep length"):
-        pool.each(time.sleep, [-1, *[0.02] * 9_999], lambda so_far, _: told.append(so_far))
-    assert 0 < told[-1] < 9_000
+        pool.each(time.sleep, [-1, *[0.02] * 9_999], lambda so_far, _: progress.append(so_far))
+    assert 0 < progress[-1] < 9_000
     assert not multiprocessing.active_children()
 
 

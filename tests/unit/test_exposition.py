@@ -235,14 +235,14 @@ def test_readyz_reports_a_full_disk(filled_ledger: Ledger, tmp_path: Path) -> No
     assert "MB free beside the spool" in found.checks["disk"]
 
 
-def test_a_certificates_expiry_equals_that_of_openssl(tmp_path: Path) -> None:
+def test_a_certificates_expiry_equals_openssls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("node")
-    said = subprocess.run(
+    printed = subprocess.run(
         ["openssl", "x509", "-in", str(pair.certificate), "-noout", "-enddate"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
-    assert valid_until(pair.certificate) == ssl.cert_time_to_seconds(said.strip().split("=")[1])
+    assert valid_until(pair.certificate) == ssl.cert_time_to_seconds(printed.strip().split("=")[1])
     assert valid_until(tmp_path / "absent.pem") is None
 
 

@@ -143,12 +143,12 @@ def test_every_file_of_the_folder_has_its_outcome_by_predict(
     assert main(command) == 0
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    told = {Path(answer["file"]).stem: answer for answer in answers}
-    assert {name: answer["reason"] for name, answer in told.items() if answer["reason"]} == {
+    by_name = {Path(answer["file"]).stem: answer for answer in answers}
+    assert {name: answer["reason"] for name, answer in by_name.items() if answer["reason"]} == {
         "age-7-YRS": "under_age",
         "age-007J": "age_unknown",
     }
-    for name, answer in told.items():
+    for name, answer in by_name.items():
         assert answer["state"] == ("not_analysed" if answer["reason"] else "analysed"), name
         assert SAME_PICTURE.get(name, (0.0, ""))[1] in " ".join(answer["notes"]), name
 

@@ -470,8 +470,8 @@ def train_together(folder: Path, rank: int, port: int) -> None:
 
     torch.set_num_threads(1)
     with (
-        (folder / f"{rank}.txt").open("w") as said,
-        contextlib.redirect_stdout(said),
+        (folder / f"{rank}.txt").open("w") as output,
+        contextlib.redirect_stdout(output),
         ranks.joined("cpu"),
     ):
         for name, network, changes in together():

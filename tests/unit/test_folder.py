@@ -66,9 +66,9 @@ def test_a_lost_folder_is_recreated_only_by_a_person(tmp_path: Path, ledger: Led
     for _ in range(2):
         with pytest.raises(LinkDownError, match="is it mounted"):
             Folder.open(outbox, ledger)
-        said = doctor_line(tmp_path, outbox)
-        assert said.startswith("TROUBLE")
-        assert said.endswith(f"mkdir -p {outbox / MARK}")
+        line = doctor_line(tmp_path, outbox)
+        assert line.startswith("TROUBLE")
+        assert line.endswith(f"mkdir -p {outbox / MARK}")
         outbox.mkdir(exist_ok=True)
 
     assert list(outbox.iterdir()) == []

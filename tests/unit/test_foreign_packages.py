@@ -37,9 +37,9 @@ def test_a_conflicting_distribution_is_named(
     install(tmp_path, files)
     monkeypatch.syspath_prepend(tmp_path)
     assert cli.main(["config", "check", "-c", "absent.yaml"]) == 2
-    told = capsys.readouterr().err
-    assert "'daemon'" in told
-    assert "python-daemon" in told
+    error = capsys.readouterr().err
+    assert "'daemon'" in error
+    assert "python-daemon" in error
 
 
 def test_names_that_only_begin_alike_are_no_conflict(

@@ -350,13 +350,13 @@ def without_disclaimer(keyword: str) -> Spoil:
     """Remove the words "research use only"."""
 
     def spoil(dataset: Any, _: Case) -> None:
-        said = [
+        labels = [
             element
             for element in dataset.iterall()
             if element.keyword == keyword and wording.DISCLAIMER in str(element.value)
         ]
-        assert said
-        for element in said:
+        assert labels
+        for element in labels:
             rest = str(element.value).replace(wording.DISCLAIMER, "").strip(". \r\n")
             element.value = rest or wording.SUSPECTED
 

@@ -15,7 +15,7 @@ from tests.unit.clock import Clock
 
 
 def end_images(ledger: Ledger, endings: list[tuple[str, str | None]]) -> None:
-    """Receive and end one image for each (state, reason)."""
+    """Receive and complete an image for each (state, reason)."""
     for number, (state, reason) in enumerate(endings):
         uid = f"1.2.{number}"
         ledger.receive([Arrival(uid, "1.2", uid, "1.2.1", "XRAY1", "dimse", 1, 9)])

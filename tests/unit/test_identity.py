@@ -161,10 +161,10 @@ def test_an_attribute_that_cannot_be_carried_on_does_not_keep_the_archive_from_b
     assert (outcome.state, outcome.reason) == (State.FAILED, "result_invalid")
     (result,) = outcome.results
     assert result.kind == "SC"
-    told = read(result.data)
+    overlay = read(result.data)
     assert element(0x00100010, b"PN", CYRILLIC.encode()) in result.data
-    assert told["PatientID"].is_empty
-    assert told.StudyInstanceUID == "2.25.32"
+    assert overlay["PatientID"].is_empty
+    assert overlay.StudyInstanceUID == "2.25.32"
     assert "overlay without PatientID" in caplog.text
 
 
@@ -179,9 +179,9 @@ def test_a_name_longer_than_an_element_can_hold_is_left_out(pipeline: Pipeline) 
 
     assert outcome.reason == "result_invalid"
     (result,) = outcome.results
-    told = read(result.data)
-    assert told["PatientName"].is_empty
-    assert told.PatientID == "M-1"
+    overlay = read(result.data)
+    assert overlay["PatientName"].is_empty
+    assert overlay.PatientID == "M-1"
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def test_an_unreadable_folder_is_logged_once_and_delays_no_other(
             raise PermissionError(errno.EACCES, "Permission denied", str(locked))
         return scanned(folder)
 
-    def told() -> list[str]:
+    def logged() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno >= 30]
 
     scanned = os.scandir
@@ -269,9 +269,9 @@ def test_an_unreadable_folder_is_logged_once_and_delays_no_other(
     (open_folder / "goes.dcm").write_bytes(b"x")
     node.start()
     wait_until("the other is taken", lambda: not (open_folder / "goes.dcm").exists())
-    wait_until("the unreadable folder is logged", told)
-    assert len(told()) == 1
-    assert "Permission denied" in told()[0]
+    wait_until("the unreadable folder is logged", logged)
+    assert len(logged()) == 1
+    assert "Permission denied" in logged()[0]
 
 
 def test_a_missing_inbox_is_logged(node: Node, caplog: pytest.LogCaptureFixture) -> None:

@@ -208,17 +208,17 @@ def with_bytes(pixels: bytes, **changes: Any) -> FileDataset:
     return dataset
 
 
-def compressed(said: uid.UID, part: float = 1) -> FileDataset:
+def compressed(syntax: uid.UID, part: float = 1) -> FileDataset:
     """The first `part` of a JPEG 2000 Lossless stream under another transfer syntax UID."""
     dataset = of_kind(TWELVE, **FULL)
     dataset.compress(uid.JPEG2000Lossless, generate_instance_uid=False)
     stream = next(generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = encapsulate([stream[: int(len(stream) * part)]])
     # Pad the stream to the length of uncompressed pixels.
-    if said == uid.ExplicitVRLittleEndian:
+    if syntax == uid.ExplicitVRLittleEndian:
         dataset.PixelData += bytes(VALUES.nbytes - len(dataset.PixelData))
     dataset["PixelData"].is_undefined_length = True
-    dataset.file_meta.TransferSyntaxUID = said
+    dataset.file_meta.TransferSyntaxUID = syntax
     return dataset
 
 

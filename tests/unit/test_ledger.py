@@ -243,7 +243,7 @@ def test_a_retried_failure_waits_again(ledger: Ledger) -> None:
     assert claim_one(ledger).sop_instance_uid == "1.2"
 
 
-def test_two_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) -> None:
+def test_several_owners_never_hold_the_same_image(ledger: Ledger, ledger_url: str) -> None:
     ledger.receive([arrival(f"1.{n}") for n in range(60)])
     taken: list[int] = []
 

@@ -75,9 +75,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
 
 
 def test_every_role_takes_new_settings_and_the_audit_trail_records_them(node: Node) -> None:
-    told = node.reload(admission={"minimum_age_years": 16})
-    assert told.is_taken
-    assert told.words == ("generation 2 is in force\nadmission.minimum_age_years: 18 -> 16")
+    outcome = node.reload(admission={"minimum_age_years": 16})
+    assert outcome.is_taken
+    assert outcome.words == ("generation 2 is in force\nadmission.minimum_age_years: 18 -> 16")
     for role in node.roles:
         assert [each.admission.minimum_age_years for each in role.taken] == [16]
     (line,) = status.settings_lines(node.ledger.inspect)
@@ -104,9 +104,9 @@ def test_one_refusal_cancels_the_reload_for_all(
     node: Node, changed: dict[str, Any], words: str
 ) -> None:
     node.roles[1].refusal = "the certificate is gone"
-    told = node.reload(**changed)
-    assert not told.is_taken
-    assert words in told.words
+    outcome = node.reload(**changed)
+    assert not outcome.is_taken
+    assert words in outcome.words
     assert [role.taken for role in node.roles] == [[], []]
     assert {each.generation for each in node.ledger.inspect.settings.takers()} == {1}
 
@@ -134,19 +134,19 @@ def test_settings_that_could_not_be_applied_are_not_recorded_as_taken(
 
 def test_a_key_of_one_role_needs_a_restart_of_only_that_role(node: Node) -> None:
     shadow = {"model": "default"}
-    told = node.reload(shadow=shadow)
-    assert not told.is_taken
+    outcome = node.reload(shadow=shadow)
+    assert not outcome.is_taken
     # Either role may have looked first.
-    assert ": shadow: changed, and only a restart takes it" in told.words
+    assert ": shadow: changed, and only a restart takes it" in outcome.words
 
     with Role("shadow", node.file, node.ledger).live:
         assert "THE ROLES DIFFER" in status.settings_lines(node.ledger.inspect)[0]
         assert node.reload(shadow=shadow).is_taken
         assert "in every role" in status.settings_lines(node.ledger.inspect)[0]
 
-        told = node.reload(shadow=shadow | {"device": "cuda"})
-        assert not told.is_taken
-        assert told.words.splitlines()[1:] == [
+        outcome = node.reload(shadow=shadow | {"device": "cuda"})
+        assert not outcome.is_taken
+        assert outcome.words.splitlines()[1:] == [
             "shadow: shadow: changed, and only a restart takes it; restart the node, or change it "
             "back and reload the rest"
         ]
@@ -175,8 +175,8 @@ def test_a_signal_to_one_role_is_a_reload_of_all_and_a_wrong_file_changes_nothin
 def test_a_file_edited_after_the_proposal_is_refused(node: Node) -> None:
     proposed = node.write(report_absent=True)
     node.write()
-    told = command.reload(node.ledger, proposed, "alice")
-    assert "other settings than those proposed" in told.words
+    outcome = command.reload(node.ledger, proposed, "alice")
+    assert "other settings than those proposed" in outcome.words
 
 
 def test_a_dead_process_is_not_waited_for_and_a_new_process_joins(node: Node) -> None:
@@ -235,6 +235,6 @@ def test_a_removed_host_stops_counting_as_different(node: Node) -> None:
     node.ledger.end_beat("analyse", gone)
     (line,) = status.settings_lines(node.ledger.inspect)
     assert "in every role" in line
-    told = status.summary(node.ledger.inspect, [], node.file.parent)["settings"]
-    assert gone not in {each["owner"] for each in told}
+    reported = status.summary(node.ledger.inspect, [], node.file.parent)["settings"]
+    assert gone not in {each["owner"] for each in reported}
     node.ledger.generations.end("analyse", gone)

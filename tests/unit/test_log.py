@@ -92,12 +92,12 @@ def test_a_stalled_reader_blocks_no_caller_and_lost_lines_are_counted(
 
     stream.goes_on.set()
     logger.handlers[0].flush()
-    said = stream.getvalue()
+    written = stream.getvalue()
     # Five lines wait in the queue, and the writer may hold up to five more.
-    lost = re.search(r"ERROR pleura.log (\d+) log lines were dropped", said)
+    lost = re.search(r"ERROR pleura.log (\d+) log lines were dropped", written)
     assert lost is not None
     assert int(lost[1]) in range(10, 16)
-    assert said.count(" line ") == 20 - int(lost[1])
+    assert written.count(" line ") == 20 - int(lost[1])
 
 
 def test_queued_lines_are_written_whole_in_chunks_of_pipe_size() -> None:
@@ -110,15 +110,15 @@ def test_queued_lines_are_written_whole_in_chunks_of_pipe_size() -> None:
 
     handler = QueuedHandler(Pipe())
     handler.setFormatter(OneLineFormatter())
-    said = [f"{number} {'ß' * 300}" for number in range(60)]
-    for line in said:
+    sent = [f"{number} {'ß' * 300}" for number in range(60)]
+    for line in sent:
         handler.emit(logging.LogRecord("pleura.test", logging.INFO, "", 0, line, (), None))
     handler.close()
 
-    assert len(pieces) < len(said)
+    assert len(pieces) < len(sent)
     assert all(piece.endswith("\n") and len(piece.encode()) <= select.PIPE_BUF for piece in pieces)
     written = "".join(pieces).splitlines()
-    assert [line.partition("pleura.test ")[2] for line in written] == said
+    assert [line.partition("pleura.test ")[2] for line in written] == sent
 
 
 def test_a_flush_does_not_wait_for_more_lines(
@@ -189,7 +189,7 @@ def test_json_has_one_object_per_line_with_facts_and_without_error_text() -> Non
     formatted = JsonFormatter().format(record)
     assert formatted.isprintable()
     assert "JANE" not in formatted
-    told = json.loads(formatted)
-    assert told["message"] == "image 7\n1.2\x1b"
-    assert (told["level"], told["sop_instance_uid"], told["score"]) == ("INFO", "1.2", 0.5)
-    assert told["traceback"].endswith("ValueError")
+    parsed = json.loads(formatted)
+    assert parsed["message"] == "image 7\n1.2\x1b"
+    assert (parsed["level"], parsed["sop_instance_uid"], parsed["score"]) == ("INFO", "1.2", 0.5)
+    assert parsed["traceback"].endswith("ValueError")

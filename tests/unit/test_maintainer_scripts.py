@@ -72,8 +72,8 @@ class Host:
 
     def set_debts(self, words: str) -> None:
         """Set the answer of daemon.commands.debts."""
-        said = f"echo {words}; exit 1" if words else "exit 0"
-        self.command(self.folder / "opt/pleura/bin/python", said)
+        script = f"echo {words}; exit 1" if words else "exit 0"
+        self.command(self.folder / "opt/pleura/bin/python", script)
 
     def set_unknown_unit(self, unit: str) -> None:
         """Set the unit that systemd cannot start or stop."""

@@ -152,8 +152,8 @@ def test_each_of_several_segmenters_is_replaced_by_its_own_without_the_fold(
     places = (2, 10)
     stages = [STAGES[0], STAGES[1], STAGES[1]]
     trained = [Trained(one, network(one, seed)) for seed, one in enumerate(stages)]
-    said = {"data": ["x"], "date": "2026-01-01", "command": "x"}
-    Export(recipe(networks=stages), tmp_path / "package", said).write(trained, cases, cases)
+    training = {"data": ["x"], "date": "2026-01-01", "command": "x"}
+    Export(recipe(networks=stages), tmp_path / "package", training).write(trained, cases, cases)
     loaded = package.load(tmp_path / "package")
 
     (tmp_path / "weights").mkdir()

@@ -34,7 +34,7 @@ def test_label_figures_equal_scikit_learns(drawn: Drawn, threshold: float) -> No
     from sklearn import metrics as theirs
 
     scores, labels = drawn
-    said = scores >= threshold
+    called = scores >= threshold
     found = metrics.label_figures(scores, labels, threshold)
 
     with warnings.catch_warnings():
@@ -43,14 +43,14 @@ def test_label_figures_equal_scikit_learns(drawn: Drawn, threshold: float) -> No
         wanted = {
             "auc": theirs.roc_auc_score(labels, scores),
             "average_precision": theirs.average_precision_score(labels, scores),
-            "sensitivity": theirs.recall_score(labels, said),
-            "specificity": theirs.recall_score(~labels, ~said),
-            "ppv": theirs.precision_score(labels, said, zero_division=np.nan),
-            "npv": theirs.precision_score(~labels, ~said, zero_division=np.nan),
-            "f1": theirs.f1_score(labels, said),
-            "f2": theirs.fbeta_score(labels, said, beta=2),
-            "mcc": theirs.matthews_corrcoef(labels, said),
-            "accuracy": theirs.accuracy_score(labels, said),
+            "sensitivity": theirs.recall_score(labels, called),
+            "specificity": theirs.recall_score(~labels, ~called),
+            "ppv": theirs.precision_score(labels, called, zero_division=np.nan),
+            "npv": theirs.precision_score(~labels, ~called, zero_division=np.nan),
+            "f1": theirs.f1_score(labels, called),
+            "f2": theirs.fbeta_score(labels, called, beta=2),
+            "mcc": theirs.matthews_corrcoef(labels, called),
+            "accuracy": theirs.accuracy_score(labels, called),
             "brier": theirs.brier_score_loss(labels, scores),
         }
 

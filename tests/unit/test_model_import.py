@@ -268,7 +268,7 @@ def test_the_model_commands_import_check_and_show(
     assert manifest["classifier"]["architecture"] == "densenet-121"
     assert "classifier: made up; segmenter (pleura-default" in manifest["licence"]
 
-    for status, told, error in wrong:
+    for status, output, error in wrong:
         assert status == 2
-        assert told == ""
+        assert output == ""
         assert len(error.splitlines()) == 1

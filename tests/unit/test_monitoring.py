@@ -33,9 +33,9 @@ def test_promtool_accepts_the_rules_and_their_tests(peer: Callable[[str], str]) 
 
 def test_rules_and_dashboard_use_only_existing_metrics(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
-    told = exposition(Config.model_validate({"spool": str(tmp_path)}), ledger.inspect).decode()
+    text = exposition(Config.model_validate({"spool": str(tmp_path)}), ledger.inspect).decode()
     ledger.close()
-    families = {family.name for family in text_string_to_metric_families(told)}
+    families = {family.name for family in text_string_to_metric_families(text)}
 
     dashboard = json.loads((_MONITORING / "dashboard.json").read_text())
     asked = [rule["expr"] for rule in _RULES]

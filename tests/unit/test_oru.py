@@ -156,10 +156,10 @@ def test_an_unusable_message_delays_no_later_message(
     monkeypatch.setattr("daemon.drift.oru.MOST_MESSAGES", 2)
 
     assert main(command) == 1
-    told = capsys.readouterr()
-    assert "1 reports taken; 1 reports in all" in told.out
-    assert "file 1 by name: MSH-9 is not ORU^R01" in told.err
-    assert "1 more files are left" in told.err
+    printed = capsys.readouterr()
+    assert "1 reports taken; 1 reports in all" in printed.out
+    assert "file 1 by name: MSH-9 is not ORU^R01" in printed.err
+    assert "1 more files are left" in printed.err
     assert main(command) == 0
     assert not list(folder.iterdir())
     assert sorted(path.name for path in away.iterdir()) == ["1.hl7", "2.hl7", "unusable"]

@@ -45,17 +45,17 @@ def shown(case: Case) -> np.ndarray:
 
 def words(case: Case, monkeypatch: pytest.MonkeyPatch, width: int = 1024) -> str:
     """All text of the banner, in drawing order."""
-    said: list[str] = []
+    written: list[str] = []
     draw = typesetting._text
     monkeypatch.setattr(
         typesetting,
         "_text",
-        lambda pen, at, text, *rest: (said.append(text), draw(pen, at, text, *rest)),
+        lambda pen, at, text, *rest: (written.append(text), draw(pen, at, text, *rest)),
     )
     typeset.cache_clear()
     typeset(banner.message(case), width, width)
     monkeypatch.undo()
-    return " ".join(said)
+    return " ".join(written)
 
 
 # Leave out the large kinds, which take seconds; tests below cover some of them.

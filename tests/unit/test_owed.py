@@ -149,10 +149,10 @@ def test_retry_now_makes_owed_deliveries_due(bench: Bench) -> None:
             bench.ledger.retry_later(job, "answered 0xA700", 500.0)
     assert bench.claim("pacs") == bench.claim("other") == []
 
-    told = retry(
+    done = retry(
         bench.ledger, Wanted(BOTH, now=True, to_destination="pacs"), taking("pacs", "other")
     )
-    assert told.hastened == 2
+    assert done.hastened == 2
     assert bench.claim("pacs") == uids
     assert bench.claim("other") == []
     assert retry(bench.ledger, Wanted(BOTH, now=True), taking("pacs", "other")).hastened == 3
@@ -170,10 +170,10 @@ def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) 
     assert plain.rearmed == 0
     assert "old stay: not in the settings" in str(plain)
 
-    told = retry(
+    done = retry(
         bench.ledger, Wanted((), to_destination="new", from_destination="old"), taking("new")
     )
-    assert (told.readdressed, told.rearmed) == (3, 0)
+    assert (done.readdressed, done.rearmed) == (3, 0)
     assert bench.claim("new") == [refused, owed, twice, both]
     assert bench.claim("older") == [twice, both]
     assert bench.ledger.inspect.contradictions() == []
@@ -198,11 +198,11 @@ def test_a_new_name_gets_the_kinds_it_takes_and_starts_without_history(bench: Be
         assert bench.deliveries() == {"owed": 1}, asks
 
     wanted = Wanted((), to_destination="new", from_destination="old")
-    told = retry(bench.ledger, wanted, {"new": ("SEG", "SR")})
-    assert (told.readdressed, told.not_taken) == (0, 1)
-    assert "1 stay: their kind is not in the destination's `results`" in str(told)
-    told = retry(bench.ledger, wanted, taking("new"))
-    assert (told.readdressed, told.not_taken) == (1, 0)
+    done = retry(bench.ledger, wanted, {"new": ("SEG", "SR")})
+    assert (done.readdressed, done.not_taken) == (0, 1)
+    assert "1 stay: their kind is not in the destination's `results`" in str(done)
+    done = retry(bench.ledger, wanted, taking("new"))
+    assert (done.readdressed, done.not_taken) == (1, 0)
 
     (job,) = bench.ledger.claim_deliveries("new", "test", 9)
     bench.ledger.mark_stored(job, 0, commitment=True)
@@ -217,8 +217,8 @@ def test_nothing_goes_to_another_destination_unless_its_name_is_given(bench: Ben
     for name in ("pacs", "research"):
         bench.refuse(name)
 
-    told = retry(bench.ledger, Wanted(BOTH, to_destination="pacs", now=True), taking("pacs"))
-    assert (told.rearmed, told.hastened, told.readdressed) == (1, 1, 0)
+    done = retry(bench.ledger, Wanted(BOTH, to_destination="pacs", now=True), taking("pacs"))
+    assert (done.rearmed, done.hastened, done.readdressed) == (1, 1, 0)
     assert bench.claim("pacs") == [uid]
     assert retry(bench.ledger, Wanted(BOTH, exported[:1], "pacs"), taking("pacs")).count == 0
 
@@ -403,11 +403,11 @@ def test_status_separates_failures_from_excluded_images(bench: Bench) -> None:
 def test_status_finds_an_image_by_each_of_its_names(bench: Bench, asked: str) -> None:
     bench.owe("pacs", accession_number="ACC-1")
     bench.owe("pacs", accession_number="ACC-2")
-    told = status.histories(bench.ledger.inspect, [asked, "nothing"])
-    assert [row["sop_instance_uid"] for row in told[asked]] == ["1.2.2"]
-    assert told[asked][0]["received_at"].startswith("2023-11-1")
-    assert told[asked][0]["results"][0]["state"] == "owed"
-    assert told["nothing"] == []
+    histories = status.histories(bench.ledger.inspect, [asked, "nothing"])
+    assert [row["sop_instance_uid"] for row in histories[asked]] == ["1.2.2"]
+    assert histories[asked][0]["received_at"].startswith("2023-11-1")
+    assert histories[asked][0]["results"][0]["state"] == "owed"
+    assert histories["nothing"] == []
 
 
 def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
@@ -434,20 +434,20 @@ def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
 def test_a_role_that_does_not_run_is_reported(bench: Bench, tmp_path: Path) -> None:
     config = Config(spool=tmp_path / "spool", ledger=bench.url)
 
-    def said() -> str:
+    def line() -> str:
         findings = examine(config, lambda: "a model", {})
         (found,) = [str(finding) for finding in findings if finding.subject == "roles"]
         return found
 
-    assert said().startswith("TROUBLE")
+    assert line().startswith("TROUBLE")
     now = Ledger(bench.url)
     for role in ("receive", "deliver"):
         now.beat(role, f"host:{role}")
-    assert "no process of analyse sent a heartbeat" in said()
+    assert "no process of analyse sent a heartbeat" in line()
     now.beat("analyse", "host:analyse")
-    assert said() == "ok       roles: receive, analyse, deliver run"
+    assert line() == "ok       roles: receive, analyse, deliver run"
     now.end_beat("analyse", "host:analyse")
-    assert "no process of analyse" in said()
+    assert "no process of analyse" in line()
     now.close()
 
 
@@ -487,11 +487,11 @@ def test_status_retry_and_resend_work_as_commands(bench: Bench, tmp_path: Path) 
 
     assert pleura("retry", "--now", "--to", "nobody")[0] == 2
     assert pleura("retry", "--from", "new", "--to", "new")[0] == 2
-    code, said = pleura("retry", "--from", "old", "--to", "new")
-    assert (code, said) == (0, "0 re-armed; 1 re-addressed\n")
+    code, output = pleura("retry", "--from", "old", "--to", "new")
+    assert (code, output) == (0, "0 re-armed; 1 re-addressed\n")
     assert json.loads(pleura("status", "--json")[1])["destinations"]["new"]["owed"] == 1
     bench.now = time.time()
     assert bench.claim("new") == [uid]
     assert pleura("resend", "--to", "new")[0] == 2
-    code, said = pleura("resend", "--to", "new", "--since", "2020-01-01")
-    assert (code, said[:6]) == (1, "0 owed")
+    code, output = pleura("resend", "--to", "new", "--since", "2020-01-01")
+    assert (code, output[:6]) == (1, "0 owed")

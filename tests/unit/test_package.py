@@ -182,7 +182,7 @@ def test_a_package_that_would_not_load_is_not_written(tiny_package: Path, tmp_pa
 
 
 def test_a_package_describes_itself(tiny_package: Path) -> None:
-    told = package.load(tiny_package).describe()
+    described = package.load(tiny_package).describe()
     for part in (
         "tiny 1.0.0",
         "residual-classifier, 32 px",
@@ -190,7 +190,7 @@ def test_a_package_describes_itself(tiny_package: Path) -> None:
         "plausibility none",
         "licence",
     ):
-        assert part in told
+        assert part in described
 
 
 @pytest.mark.parametrize(

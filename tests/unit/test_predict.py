@@ -189,9 +189,9 @@ def test_an_unwritable_output_is_reported_before_any_work(
     (tmp_path / "a.dcm").write_bytes(b"")
     (tmp_path / "file").touch()
     assert main(["predict", str(tmp_path / "a.dcm"), option, str(tmp_path / "file" / "x")]) == 2
-    told = capsys.readouterr()
-    assert f"{option}: {tmp_path}/file/x: " in told.err
-    assert not told.out
+    printed = capsys.readouterr()
+    assert f"{option}: {tmp_path}/file/x: " in printed.err
+    assert not printed.out
 
 
 def test_an_unwritable_result_is_reported_and_the_others_are_written(
@@ -208,12 +208,12 @@ def test_an_unwritable_result_is_reported_and_the_others_are_written(
     call = ["predict", "--model", str(eager_package), *files, "--masks", str(masks)]
 
     assert main([*call, "--submission", str(submission)]) == 1
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert [line.split(",")[0] for line in submission.read_text().splitlines()] == [
         "ImageId", "a", "b", "absent"
     ]  # fmt: skip
-    assert "a.png: cannot be written (Is a directory)" in told.err
-    assert len(told.out.splitlines()) == 2
+    assert "a.png: cannot be written (Is a directory)" in printed.err
+    assert len(printed.out.splitlines()) == 2
     assert (masks / "b.png").is_file()
 
 

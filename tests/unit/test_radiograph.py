@@ -204,20 +204,20 @@ def test_a_blank_image_has_one_digest_in_every_transfer_syntax(sample: bytes) ->
     assert caught.value.content_digest is None
 
 
-@pytest.mark.parametrize("said", [None, "00", "01"])
+@pytest.mark.parametrize("stated", [None, "00", "01"])
 def test_a_lossy_jpeg_is_marked_lossy_whatever_its_header_states(
-    sample: bytes, said: str | None
+    sample: bytes, stated: str | None
 ) -> None:
     for syntax, lossy in (
         (JPEGBaseline8Bit, True),
         (JPEGExtended12Bit, True),
-        (JPEGLSLossless, said == "01"),
+        (JPEGLSLossless, stated == "01"),
     ):
-        dataset = radiograph.parse(changed(sample, LossyImageCompression=said))[0]
+        dataset = radiograph.parse(changed(sample, LossyImageCompression=stated))[0]
         dataset.file_meta.TransferSyntaxUID = syntax
         assert bool(lossy_history(radiograph.without_pixels(dataset))) is lossy
         # The received data set is unchanged.
-        assert dataset.get("LossyImageCompression") == said
+        assert dataset.get("LossyImageCompression") == stated
 
 
 def test_the_digest_of_an_undecodable_image_excludes_the_file_meta(sample: bytes) -> None:

@@ -146,5 +146,5 @@ def test_the_report_states_the_rule_that_was_chosen(tmp_path: Path) -> None:
     lesion[10:30, 10:30] = 0.9
     search = thresholds.search([(lesion, lesion > 0)], thresholds.TWO_STAGE)
     write_rows(tmp_path / "search.csv", list(search.rows()))
-    told = " ".join(report._search(tmp_path))
-    assert ", ".join(f"{name} {value:g}" for name, value in search.best.items()) in told
+    text = " ".join(report._search(tmp_path))
+    assert ", ".join(f"{name} {value:g}" for name, value in search.best.items()) in text

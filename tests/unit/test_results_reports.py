@@ -188,16 +188,16 @@ def test_a_report_of_an_unanalysed_image_has_only_the_reason() -> None:
             "No statement about pneumothorax is made",
         ),
     ):
-        said = report(case)
-        assert wanted in words(said)
-        assert not {"Finding", "Pneumothorax", "Imaging Measurements"} & set(meanings(said))
+        made = report(case)
+        assert wanted in words(made)
+        assert not {"Finding", "Pneumothorax", "Imaging Measurements"} & set(meanings(made))
 
 
 def test_a_positive_without_a_region_is_stated_and_has_no_group() -> None:
-    said = report(positive(mask=np.zeros((41, 37), dtype=bool)))
-    assert "suspected" in words(said)
-    assert "no region could be outlined" in words(said)
-    assert "Imaging Measurements" not in meanings(said)
+    made = report(positive(mask=np.zeros((41, 37), dtype=bool)))
+    assert "suspected" in words(made)
+    assert "no region could be outlined" in words(made)
+    assert "Imaging Measurements" not in meanings(made)
 
 
 def test_millimetres_are_stated_only_if_known_and_estimates_are_marked() -> None:

@@ -66,16 +66,16 @@ def test_an_error_of_the_first_process_stops_all_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "thesis.tex").write_text("")
-    told: list[str] = []
-    monkeypatch.setattr(ranks, "same", lambda fault: told.append(fault) or fault)
+    faults: list[str] = []
+    monkeypatch.setattr(ranks, "same", lambda fault: faults.append(fault) or fault)
 
     for folder, fault in ((tmp_path, "no run"), (tmp_path / "thesis.tex", "File exists")):
         with pytest.raises(RunError, match=fault):
             Run(folder, Recipe(), "abc", COMMAND)
 
-    assert "no run" in told[0]
+    assert "no run" in faults[0]
     monkeypatch.setattr(ranks, "rank", lambda: 1)
-    monkeypatch.setattr(ranks, "same", lambda _: told[0])
+    monkeypatch.setattr(ranks, "same", lambda _: faults[0])
     with pytest.raises(RunError, match="no run"):
         Run(tmp_path / "out", Recipe(), "abc", COMMAND)
 

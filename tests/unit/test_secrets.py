@@ -103,14 +103,14 @@ def test_no_command_and_no_traceback_shows_the_password(
 
     # The server is unreachable, and both commands report it.
     assert cli.main(["status", "-c", str(path)]) == EXIT_FAILED
-    told = capsys.readouterr()
-    assert "08001" in told.err
+    printed = capsys.readouterr()
+    assert "08001" in printed.err
     loaded = config.load(path)
     findings = doctor.examine(loaded, lambda: "", {})
     ledger = next(finding for finding in findings if finding.subject == "ledger")
     assert "08001" in ledger.trouble
 
-    everything = shown.out + shown.err + told.out + told.err + str(ledger) + repr(loaded)
+    everything = shown.out + shown.err + printed.out + printed.err + str(ledger) + repr(loaded)
     assert PASSWORD not in everything
 
 

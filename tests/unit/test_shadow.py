@@ -135,10 +135,10 @@ def test_answers_are_compared_with_the_models_and_with_reports(bench: Bench) -> 
     assert (model.sensitivity[0], shadow.sensitivity[0]) == (0.5, 1.0)
     assert (model.auc, shadow.auc) == (0.5, 1.0)
 
-    told = exposition(
+    metrics = exposition(
         Config.model_validate({"spool": str(bench.spool.folder)}), bench.ledger.inspect
     )
-    counted = re.findall(rb'pleura_shadow_images_total{digest="bbbb",outcome="(.*)"} (.*)', told)
+    counted = re.findall(rb'pleura_shadow_images_total{digest="bbbb",outcome="(.*)"} (.*)', metrics)
     assert dict(counted) == {b"agreed": b"2.0", b"disagreed": b"2.0", b"failed": b"2.0"}
 
     lines = "\n".join(command.lines(command.look(bench.ledger.inspect, 8)))
@@ -339,8 +339,8 @@ def test_a_real_package_answers_line_by_line_and_makes_no_object(tmp_path: Path)
     out = io.StringIO()
     absent = str(tmp_path / "absent")
     answering.serve(pipeline, [json.dumps(str(picture)), json.dumps(absent)], out)
-    said, missing = (json.loads(line) for line in out.getvalue().splitlines())
-    assert said["positive"] == (said["probability"] >= 0.5)
+    answered, missing = (json.loads(line) for line in out.getvalue().splitlines())
+    assert answered["positive"] == (answered["probability"] >= 0.5)
     assert missing["why"] == "FileNotFoundError"
     assert answering.name_of(pipeline).startswith("tiny 1.0.0 ")
     (outcome,) = pipeline.analyse([picture.read_bytes()], datetime(2000, 1, 1))
@@ -410,18 +410,18 @@ def test_a_promotion_replaces_the_package_and_can_be_reverted(
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     rows, _ = ledger.claim_audit("me", 9)
     ledger.close()
-    told = [row.facts["what"] for row in rows if row.event == "command"]
-    assert told[0].startswith(f"model promote: {tmp_path}/serving is now candidate 1.0.0 ")
-    assert told[1].startswith(f"model promote --back: {tmp_path}/serving is serving 1.0.0 ")
+    recorded = [row.facts["what"] for row in rows if row.event == "command"]
+    assert recorded[0].startswith(f"model promote: {tmp_path}/serving is now candidate 1.0.0 ")
+    assert recorded[1].startswith(f"model promote --back: {tmp_path}/serving is serving 1.0.0 ")
 
 
 def test_an_impossible_promotion_changes_nothing(
     promotion: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert promotion(model="default") == 2
-    told = capsys.readouterr().err
-    assert f"model: {tmp_path}/candidate" in told
-    assert "then restart the node" in told
+    error = capsys.readouterr().err
+    assert f"model: {tmp_path}/candidate" in error
+    assert "then restart the node" in error
     assert promotion(shadow=None) == 2
     assert promotion("--back") == 2
 

@@ -64,11 +64,11 @@ def test_a_role_waits_for_a_port_and_an_address_with_one_log_line_each(
     receiver: Any = Refused(*[errno.EADDRNOTAVAIL] * 3, *[errno.EADDRINUSE] * 2)
     assert service.listen(receiver, ADDRESS, threading.Event())
 
-    said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 3
-    assert "is not yet an address of this machine" in said[0]
-    assert "held by another program" in said[1]
-    assert said[2].endswith("is available now")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 3
+    assert "is not yet an address of this machine" in lines[0]
+    assert "held by another program" in lines[1]
+    assert lines[2].endswith("is available now")
 
 
 def test_a_privileged_port_ends_the_start_with_advice() -> None:
@@ -90,9 +90,9 @@ def test_a_start_names_a_missing_extra_as_config_check_does(
     monkeypatch.setitem(sys.modules, "psycopg", None)
     config = load(settings(tmp_path, ledger="postgresql+psycopg://db/pleura"))
     (words,) = missing_extras(config)
-    with pytest.raises(CannotStartError) as told:
+    with pytest.raises(CannotStartError) as caught:
         service.open_stores(config)
-    assert str(told.value) == words
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.ESTALE])
@@ -171,11 +171,11 @@ def test_a_closed_pipe_causes_no_traceback(tmp_path: Path) -> None:
         sys.executable, "-P", "-m", "daemon.cli", "config", "show", "-c", str(settings(tmp_path)),
     ]  # fmt: skip
     with os.fdopen(writer, "w") as stdout:
-        told = subprocess.run(
+        ended = subprocess.run(
             command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert told.stderr == ""
-    assert told.returncode == 141
+    assert ended.stderr == ""
+    assert ended.returncode == 141
 
 
 # ---- files of another user
@@ -199,15 +199,15 @@ def test_a_file_of_another_user_stops_the_start_with_the_command_that_corrects_i
     owner = ownership.owner_of(path)
     as_user(monkeypatch, 54321, path)
 
-    with pytest.raises(CannotStartError) as told:
+    with pytest.raises(CannotStartError) as caught:
         service.open_stores(config)
-    said = str(told.value)
-    assert f"{path} belongs to {owner}, and 54321 cannot use it" in said
-    assert "sudo chown -R 54321:" in said
-    assert str(config.spool) in said
-    assert str(tmp_path / "ledger.db") in said
+    words = str(caught.value)
+    assert f"{path} belongs to {owner}, and 54321 cannot use it" in words
+    assert "sudo chown -R 54321:" in words
+    assert str(config.spool) in words
+    assert str(tmp_path / "ledger.db") in words
     told_by_doctor = {finding.subject: finding for finding in doctor.examine(config, str, {})}
-    assert told_by_doctor["owner of the files"].trouble.startswith(said[: said.index("sudo")])
+    assert told_by_doctor["owner of the files"].trouble.startswith(words[: words.index("sudo")])
 
 
 def test_usable_files_of_another_user_are_accepted(
@@ -236,8 +236,8 @@ def test_creating_a_spool_or_a_ledger_is_logged(
     for _ in range(2):
         ledger, _ = service.open_stores(config)
         ledger.close()
-    said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert said == [
+    lines = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert lines == [
         ("WARNING", f"spool {config.spool} was not there and is new; is its path right?"),
         (
             "WARNING",

@@ -74,13 +74,13 @@ def test_the_overview_of_the_file_equals_that_of_the_ledger(
 
     alone = FileOverview.open(Path(config.ledger.removeprefix("sqlite:///")))
     assert alone.counts()["deliveries"]["refused"] == 1
-    told, wanted = (status.summary(each, ["pacs"], config.spool) for each in (alone, inspect))
-    assert told == wanted
-    told, wanted = (
+    found, wanted = (status.summary(each, ["pacs"], config.spool) for each in (alone, inspect))
+    assert found == wanted
+    found, wanted = (
         [line.partition(" (")[0] for line in status.lines(each, ["pacs"], config.spool)]
         for each in (alone, inspect)
     )
-    assert told == wanted
+    assert found == wanted
 
 
 @pytest.mark.parametrize("damage", ["absent", "text", "no tables", "earlier", "later"])
@@ -113,20 +113,20 @@ def test_an_error_of_the_file_is_raised_as_a_ledger_error(ledger: Ledger, config
         connection.execute("ALTER TABLE roles RENAME TO lost")
     connection.close()
 
-    with pytest.raises(SQLAlchemyError) as told:
+    with pytest.raises(SQLAlchemyError) as caught:
         alone.roles()
-    assert describe(told.value) == "SQLITE_ERROR OperationalError: no such table: roles"
+    assert describe(caught.value) == "SQLITE_ERROR OperationalError: no such table: roles"
 
 
 def test_a_node_without_strays_reports_none(inspect: Inspection, config: Config) -> None:
-    said = "\n".join(status.lines(inspect, [], config.spool))
-    assert "adopted" not in said
-    assert "QUARANTINE" not in said
-    assert "NOBODY" not in said
-    told = status.summary(inspect, [], config.spool)
-    strays = (told["adopted"], told["quarantined"], told["all_excluded_for"])
+    text = "\n".join(status.lines(inspect, [], config.spool))
+    assert "adopted" not in text
+    assert "QUARANTINE" not in text
+    assert "NOBODY" not in text
+    summary = status.summary(inspect, [], config.spool)
+    strays = (summary["adopted"], summary["quarantined"], summary["all_excluded_for"])
     assert strays == (0, [], None)
-    assert told["spool_trouble"] is None
+    assert summary["spool_trouble"] is None
 
 
 def test_adopted_images_and_quarantined_files_are_reported(
@@ -139,22 +139,22 @@ def test_adopted_images_and_quarantined_files_are_reported(
     # A quarantined result that was remade needs no attention.
     (spool.quarantine_folder / f"{STRAY}.result").write_bytes(b"x")
 
-    said = "\n".join(status.lines(inspect, [], config.spool))
-    assert "adopted: 1 images" in said
-    assert f"QUARANTINE: 1 files in {spool.quarantine_folder}" in said
-    assert STRAY in said
-    told = status.summary(inspect, [], config.spool)
-    assert told["adopted"] == 1
-    assert told["quarantined"] == [STRAY]
+    text = "\n".join(status.lines(inspect, [], config.spool))
+    assert "adopted: 1 images" in text
+    assert f"QUARANTINE: 1 files in {spool.quarantine_folder}" in text
+    assert STRAY in text
+    summary = status.summary(inspect, [], config.spool)
+    assert summary["adopted"] == 1
+    assert summary["quarantined"] == [STRAY]
 
 
 def test_an_unreachable_spool_is_reported_and_hides_nothing_else(
     inspect: Inspection, config: Config, tmp_path: Path
 ) -> None:
     config.spool.rename(tmp_path / "elsewhere")
-    said = list(status.lines(inspect, [], config.spool))
-    assert any(line.startswith("SPOOL: ") for line in said)
-    assert any(line.startswith("instances: ") for line in said)
+    lines = list(status.lines(inspect, [], config.spool))
+    assert any(line.startswith("SPOOL: ") for line in lines)
+    assert any(line.startswith("instances: ") for line in lines)
     assert status.summary(inspect, [], config.spool)["spool_trouble"]
 
 
@@ -163,10 +163,10 @@ def test_status_and_doctor_report_a_node_that_excludes_every_image(
     ledger: Ledger, inspect: Inspection, config: Config, images: int, is_reported: bool
 ) -> None:
     exclude(ledger, images, "body_part")
-    said = "\n".join(status.lines(inspect, [], config.spool))
-    assert ("same reason, body_part; check `admission`" in said) is is_reported
-    told = status.summary(inspect, [], config.spool)["all_excluded_for"]
-    assert told == ("body_part" if is_reported else None)
+    text = "\n".join(status.lines(inspect, [], config.spool))
+    assert ("same reason, body_part; check `admission`" in text) is is_reported
+    summary = status.summary(inspect, [], config.spool)["all_excluded_for"]
+    assert summary == ("body_part" if is_reported else None)
 
     findings = {finding.subject: finding for finding in doctor.examine(config, str, {})}
     assert ("answers" in findings) is is_reported

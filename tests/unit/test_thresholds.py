@@ -146,7 +146,8 @@ def test_an_operating_point_below_a_thousandth_has_its_stated_sensitivity() -> N
     assert threshold == pytest.approx(1.234e-4)
     assert (scores[labels] >= threshold).mean() == 1
     assert "(1.000)" in words
-    # Rounding must not raise the threshold above a score that should reach it.
+    # At this sensitivity, the threshold is the lowest score among the positives found, unchanged by
+    # rounding.
     threshold, words = thresholds.operating_point(scores, labels, OperatingPoint(sensitivity=0.9))
     assert (threshold, "(0.900)" in words) == (0.3, True)
 

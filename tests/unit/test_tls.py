@@ -153,9 +153,9 @@ def test_a_client_that_cannot_be_verified_is_rejected_with_the_reason(
         context.load_cert_chain(pair.certificate, pair.key)
     with pytest.raises(ssl.SSLError) as refused:
         handshake(server(ca, node), context)
-    told = in_words(refused.value, "tls", "tls.ca")
-    assert told.startswith(words)
-    assert ("tls.ca" in told) == (who == "stranger")
+    message = in_words(refused.value, "tls", "tls.ca")
+    assert message.startswith(words)
+    assert ("tls.ca" in message) == (who == "stranger")
 
 
 def test_the_settings_decide_whether_a_client_needs_a_certificate(
@@ -338,8 +338,8 @@ def test_an_unusable_list_is_reported_together_with_an_unusable_pair(
     mine.key.chmod(0o644)
     listed.unlink()
     assert renewed.current() is before
-    for told in (f"chmod 0640 {mine.key}; tls.ca: found {listed}", "peers are trusted as before"):
-        assert told in caplog.text
+    for words in (f"chmod 0640 {mine.key}; tls.ca: found {listed}", "peers are trusted as before"):
+        assert words in caplog.text
 
 
 def client_of(pair: Pair) -> ssl.SSLContext:
@@ -551,8 +551,8 @@ def test_an_expired_certificate_is_reported(ca: Authority) -> None:
     config = Config.model_validate({"tls": {**pair.settings(), "client": "none"}})
     trouble = only_fault(config)
     assert "which expired on " in trouble
-    told = Credentials("tls", pair.certificate, pair.key).told()
-    assert told.subject == (("CN", "old"),)
+    facts = Credentials("tls", pair.certificate, pair.key).told()
+    assert facts.subject == (("CN", "old"),)
 
 
 def test_a_passphrase_is_read_from_a_file(ca: Authority, node: Pair, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ thread.join()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_memory_is_reused_without_page_faults() -> None:
+def test_memory_is_reused_with_few_page_faults() -> None:
     ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     # Ten times 45 MB are 115,000 pages.
     assert int(ran.stdout) < 1_000

@@ -95,12 +95,12 @@ def test_each_line_describes_a_step_with_the_time_since_the_previous_line(node: 
     node.analyse()
     node.deliver()
 
-    said = list(trace.lines(trace.found(node.view, ["1.2.3"])))
+    lines = list(trace.lines(trace.found(node.view, ["1.2.3"])))
 
-    assert said[0].startswith("image 1 1.2.3: analysed, received 1970-01-01")
-    assert f"{100.0:11.1f} ms {30.0:+8.1f}  the plausibility gate answered" in said
-    assert f"{180.0:11.1f} ms {30.0:+8.1f}  SEG encoded" in said
-    assert f"{250.0:11.1f} ms {29.0:+8.1f}  SEG: pacs answered" in said
+    assert lines[0].startswith("image 1 1.2.3: analysed, received 1970-01-01")
+    assert f"{100.0:11.1f} ms {30.0:+8.1f}  the plausibility gate answered" in lines
+    assert f"{180.0:11.1f} ms {30.0:+8.1f}  SEG encoded" in lines
+    assert f"{250.0:11.1f} ms {29.0:+8.1f}  SEG: pacs answered" in lines
 
 
 def test_the_uid_of_a_result_finds_its_image(node: Node) -> None:

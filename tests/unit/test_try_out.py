@@ -76,9 +76,9 @@ def test_batches_are_drawn_and_nothing_is_trained(
 
     assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
 
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     (first, second) = sorted((tmp_path / "run" / "batches").glob("*.png"))
-    assert str(first) in said
+    assert str(first) in printed
     with Image.open(second) as page:
         assert page.size == (2 * 34, 2 * 34)
         assert len(set(page.getdata())) > 10

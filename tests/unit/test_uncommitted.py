@@ -32,8 +32,8 @@ def alarms(ledger: Ledger, settings: Config) -> dict[str, str]:
 
 
 def line(ledger: Ledger, folder: Path) -> str:
-    told = status.lines(ledger.inspect, ["pacs"], folder)
-    return next(each for each in told if each.startswith("destination pacs"))
+    lines = status.lines(ledger.inspect, ["pacs"], folder)
+    return next(each for each in lines if each.startswith("destination pacs"))
 
 
 @pytest.fixture

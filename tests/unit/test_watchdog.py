@@ -53,14 +53,14 @@ def test_the_watchdog_is_notified_while_threads_make_progress(fed: threading.Eve
 def test_a_stuck_thread_stops_the_notifications_and_is_named(
     fed: threading.Event, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    told = threading.Event()
+    logged = threading.Event()
     handler = logging.Handler()
-    handler.emit = lambda _: told.set()  # type: ignore[method-assign]
+    handler.emit = lambda _: logged.set()  # type: ignore[method-assign]
     logging.getLogger("pleura.service").addHandler(handler)
     try:
         with watchdog.watched("association from 10.0.4.11"):
             with watchdog.Feeder(fed.set, 0.001, limit_s=-1.0):
-                assert told.wait(10)
+                assert logged.wait(10)
             assert not fed.is_set()
     finally:
         logging.getLogger("pleura.service").removeHandler(handler)
