@@ -90,6 +90,9 @@ _OTHER_CLASSES = (
     "1.2.840.10008.5.1.4.1.1.88.34",  # Comprehensive 3D SR Storage
     "1.2.840.10008.5.1.4.1.1.88.59",  # Key Object Selection Document Storage
 )
+# Only these may be stored: a peer that may only verify or report proposes none of them.
+STORAGE_CLASSES = frozenset((*_IMAGE_CLASSES, *_OTHER_CLASSES))
+
 VERIFICATION = "1.2.840.10008.1.1"
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"  # Storage Commitment Push Model
 STORAGE_COMMITMENT_INSTANCE = "1.2.840.10008.1.20.1.1"  # well-known, PS3.4 J.3.5

@@ -19,6 +19,7 @@ from daemon.dicom.pdu import CommandSet, StoreRequest
 from daemon.dicom.tables import (
     IMPLEMENTATION_CLASS_UID,
     IMPLEMENTATION_VERSION_NAME,
+    STORAGE_CLASSES,
     VERIFICATION,
     Priority,
     Status,
@@ -187,6 +188,10 @@ class StoredObject:
         if request.sop_class_uid != context.abstract_syntax:
             self._refuse(
                 Status.SOP_CLASS_NOT_SUPPORTED, "its presentation context is for another SOP class"
+            )
+        elif context.abstract_syntax not in STORAGE_CLASSES:
+            self._refuse(
+                Status.SOP_CLASS_NOT_SUPPORTED, "its presentation context is not for storage"
             )
         elif not is_uid(request.sop_instance_uid):
             self._refuse(

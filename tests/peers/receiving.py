@@ -186,10 +186,15 @@ class RawSender:
     """An association over a plain socket, for messages that no toolkit would send."""
 
     def __init__(
-        self, node: Node, maximum_pdu_bytes: int = 16384, address: str = "127.0.0.1"
+        self,
+        node: Node,
+        maximum_pdu_bytes: int = 16384,
+        address: str = "127.0.0.1",
+        calling: bytes = b"TESTER",
+        sop_class_uid: str = CR,
     ) -> None:
         self.socket = node.connect(address)
-        self.socket.sendall(associate_rq(b"TESTER", CR, maximum_pdu_bytes))
+        self.socket.sendall(associate_rq(calling, sop_class_uid, maximum_pdu_bytes))
         assert self.answer()[0] == 0x02
 
     def __enter__(self) -> RawSender:

@@ -35,6 +35,7 @@ from daemon.dicom.acceptor import Limits, Rejection
 from daemon.dicom.leniency import lenient_headers
 from daemon.dicom.negotiation import Rejected, Supported
 from daemon.dicom.pdu import PduType
+from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.connections import PlainConnection
 from daemon.receive.scp import Receiver
@@ -272,6 +273,20 @@ def test_a_class_that_is_not_the_context_s_is_refused(start: Callable[..., Node]
     assert association.send_c_store(dataset).Status == 0x0122
     association.release()
     assert list(node.spool.names()) == []
+
+
+@pytest.mark.parametrize("calling", [b"TESTER", b"PLEURA"])
+@pytest.mark.parametrize("sop_class_uid", [VERIFICATION, STORAGE_COMMITMENT])
+def test_nothing_is_stored_on_a_context_that_is_not_for_storage(
+    start: Callable[..., Node], calling: bytes, sop_class_uid: str
+) -> None:
+    # Called as `pleura doctor` calls, a peer may not store at all.
+    node = start(peers=(Peer(ae_title="TESTER", host="127.0.0.1"),))
+    with RawSender(node, calling=calling, sop_class_uid=sop_class_uid) as sender:
+        command = c_store(sop_class_uid=sop_class_uid)
+        sender.send(p_data((COMMAND | LAST, command)), p_data((DATA | LAST, BODY)))
+        assert sender.status() == 0x0122
+    assert node.rows() == list(node.spool.names()) == []
 
 
 def test_a_full_disk_is_answered_0xa700_until_there_is_room(
