@@ -82,19 +82,22 @@ def keep_bytes(dataset: FileDataset, keywords: Iterable[str], data: bytes) -> No
             sent = element.value
         else:
             # The character set, for example, is decoded while the file is read.
-            sent = _value_at(data, element.file_tell, *dataset.original_encoding)
+            is_little_endian = dataset.original_encoding[1]
+            sent = _value_at(data, element.file_tell, element.VR, is_little_endian)
         # On arbitrary bytes the parser may raise anything.
         with suppress(Exception):
             dataset[tag] = AsSent(dataset[tag], sent)
 
 
-def _value_at(
-    data: bytes, start: int | None, implicit: bool | None, little_endian: bool | None
-) -> bytes | None:
-    """The value that starts there, if its length precedes it (PS3.5 7.1.2, 7.1.3)."""
+def _value_at(data: bytes, start: int | None, vr: str, little_endian: bool | None) -> bytes | None:
+    """The value that starts there, if its length precedes it (PS3.5 7.1.2, 7.1.3).
+
+    The bytes themselves say whether their VR precedes the length: pydicom reads a data set in the
+    other encoding than its transfer syntax as well.
+    """
     if not start:
         return None
-    length_bytes = 4 if implicit else 2
+    length_bytes = 2 if data[start - 4 : start - 2] == vr.encode() else 4
     order: Literal["little", "big"] = "little" if little_endian else "big"
     length = int.from_bytes(data[start - length_bytes : start], order)
     return data[start : start + length]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.charset import python_encoding
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from inference.as_sent import as_bytes, encoded
+from daemon.dicom.part10 import write_file_meta
+from inference.as_sent import as_bytes, bytes_of, encoded, keep_bytes
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "\\")
 TEXTS = ("", "A", "AB", "a line\r\nand one more", PRINTABLE, "Grün", "Grün!", "\x1b(B")
@@ -91,3 +94,25 @@ def test_an_ambiguous_vr_is_an_error() -> None:
     dataset[raw.tag] = raw
     with pytest.raises(ValueError, match="US or SS"):
         encoded(dataset)
+
+
+@pytest.mark.filterwarnings("ignore:Expected")
+@pytest.mark.parametrize("is_stated_implicit", [True, False])
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_bytes_are_kept_whatever_encoding_the_transfer_syntax_states(
+    is_stated_implicit: bool, is_implicit: bool
+) -> None:
+    dataset = Dataset()
+    dataset.SpecificCharacterSet = "ISO_IR 100"
+    dataset.PatientName = "M\xfcller"
+    buffer = DicomBytesIO()
+    buffer.is_little_endian = True
+    buffer.is_implicit_VR = is_implicit
+    write_dataset(buffer, dataset)
+    syntax = "1.2.840.10008.1.2" if is_stated_implicit else "1.2.840.10008.1.2.1"
+    data = write_file_meta(("1.2.3", "1.2.4", syntax), ("1.2.5", "TEST"), "A") + buffer.getvalue()
+
+    read = dcmread(BytesIO(data))
+    keep_bytes(read, ("SpecificCharacterSet", "PatientName"), data)
+    assert bytes_of(read, "SpecificCharacterSet") == b"ISO_IR 100"
+    assert bytes_of(read, "PatientName") == b"M\xfcller"

@@ -140,8 +140,8 @@ _ANSWERS = {
     ),
     Status.SOP_CLASS_NOT_SUPPORTED: (
         "C-STORE",
-        "the Affected SOP Class UID is not that of the presentation context, or that context is not "
-        "for storage",
+        "the Affected SOP Class UID is not that of the presentation context, or that context is "
+        "not for storage",
     ),
     Status.UNRECOGNIZED_OPERATION: (
         "every other request",
