@@ -574,7 +574,11 @@ class Worker:
     def _log_end(
         self, image: ClaimedImage, uid: str | None, state: str | None, completion: Completion
     ) -> None:
-        """One line for the end of each image, for people and for machines."""
+        """One line for the end of each image, for people and for machines.
+
+        It has the UID that the ledger finds the image by: the data set may state another or none.
+        """
+        uid = image.job.sop_instance_uid or uid
         kinds = {result.kind for result in completion.results}
         is_answer = state not in (None, ImageState.DUPLICATE)
         owed = image.owed if is_answer else {}

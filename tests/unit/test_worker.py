@@ -104,7 +104,12 @@ class Bench:
         self.worker = Worker(self.pipeline, self.ledger, self.spool, config)
 
     def receive(
-        self, seed: int, inside: str | None = None, priority: int = 1, accession: str = ""
+        self,
+        seed: int,
+        inside: str | None = None,
+        priority: int = 1,
+        accession: str = "",
+        data: bytes | None = None,
     ) -> None:
         path = phantom.write(phantom.draw(seed, False, 64), self.folder / "sent.dcm")
         dataset = dcmread(path)
@@ -114,7 +119,7 @@ class Bench:
         )
         dataset.AccessionNumber = accession
         dataset.save_as(path)
-        data = path.read_bytes()
+        data = path.read_bytes() if data is None else data
         name = self.spool.write(data)
         arrival = Arrival(
             name, "1.2.840.10008.5.1.4.1.1.1", uid, "1.2.1", "XRAY1", "dimse", priority, len(data)
@@ -158,17 +163,29 @@ def test_each_image_ends_with_one_complete_log_line(
 
     lines = [record for record in caplog.records if hasattr(record, "facts")]
     ended = {vars(line)["facts"]["sop_instance_uid"]: line for line in lines}
-    assert ended.keys() == {"1.2.1", "9.9"}
+    assert ended.keys() == {"1.2.1", "1.2.2"}
 
     assert re.fullmatch(
         r"image 1 1\.2\.1: analysed, (positive|not detected), score 0\.\d{3}, \d+ ms, to outbox",
         ended["1.2.1"].getMessage(),
     )
 
-    failed = ended["9.9"].getMessage()
-    assert failed.startswith("image 2 9.9: failed (uid_mismatch: the data set says 9.9)")
+    failed = ended["1.2.2"].getMessage()
+    assert failed.startswith("image 2 1.2.2: failed (uid_mismatch: the data set says 9.9)")
     assert vars(ended["1.2.1"])["facts"]["destinations"] == ["outbox"]
-    assert vars(ended["9.9"])["facts"]["state"] == "failed"
+    assert vars(ended["1.2.2"])["facts"]["state"] == "failed"
+
+
+@pytest.mark.parametrize("data", [b"", b"no DICOM at all"])
+def test_the_line_of_an_image_without_a_readable_header_has_the_uid_it_was_sent_under(
+    bench: Bench, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    caplog.set_level("INFO", "pleura.analyse")
+    bench.receive(1, data=data)
+    bench.run()
+    (line,) = (record for record in caplog.records if hasattr(record, "facts"))
+    assert line.getMessage().startswith("image 1 1.2.1: failed (not_dicom: ")
+    assert vars(line)["facts"]["sop_instance_uid"] == "1.2.1"
 
 
 def test_an_image_is_found_by_an_accession_number_that_no_row_holds(bench: Bench) -> None:
