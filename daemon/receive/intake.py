@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError
-from daemon.spool import BytesLike, Spool, Unfinished
+from daemon.spool import BytesLike, Spool, SpoolError, Unfinished
 
 log = logging.getLogger("pleura.receive")
 
@@ -26,7 +26,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class NoRoomError(Exception):
-    """The instance cannot be accepted now: no room in the spool or in the ledger.
+    """The instance cannot be accepted now: no room in the spool, or no commit.
 
     The sender must keep it.
     """
@@ -114,10 +114,11 @@ class Intake:
         if row.error is None:
             return
 
-        log.error("a received object cannot be committed (%s)", _kind(row.error))
+        why = _kind(row.error)
+        log.error("a received object cannot be committed (%s)", why)
         is_undecided = isinstance(row.error, UndecidedError)
         if not self._was_committed(arrival.spool_name, is_undecided):
-            raise NoRoomError("the ledger cannot be written") from row.error
+            raise NoRoomError(f"it cannot be committed ({why})") from row.error
 
     def stop(self) -> None:
         """Returns when the running commits are over."""
@@ -269,5 +270,12 @@ def no_room_or(error: OSError) -> Exception:
 
 
 def _kind(error: Exception) -> str:
-    """The type of an error, without its text, which may hold values of a row."""
-    return str(error) if isinstance(error, LedgerError) else type(error).__name__
+    """An error of the spool or the ledger in words.
+
+    Of any other error only the type: its text may hold values of a row.
+    """
+    if isinstance(error, LedgerError | SpoolError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"spool: {error.strerror}"
+    return type(error).__name__

@@ -43,6 +43,7 @@ _URGENCY = {"stat": 0, "routine": 1}  # peers[].priority -> Arrival.priority
 _LOW = 2
 # What a person should do about a refused object.
 _CURES = {
+    Status.PROCESSING_FAILURE: "see the kernel's log, ask `pleura doctor`; the sender keeps it",
     Status.OUT_OF_RESOURCES: "make room in the spool, ask `pleura doctor`; the sender keeps it",
     Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
     Status.INVALID_OBJECT_INSTANCE: "the sender makes invalid UIDs: report it to its maker",
@@ -266,6 +267,8 @@ class StoredObject:
             step()
         except NoRoomError as error:
             self._refuse(Status.OUT_OF_RESOURCES, str(error))
+        except OSError as error:
+            self._refuse(Status.PROCESSING_FAILURE, f"spool: {error.strerror or error}")
         except Exception:
             # The handler's only catch-all.
             log.exception("a C-STORE could not be processed")

@@ -39,6 +39,7 @@ from daemon.dicom.tables import STORAGE_COMMITMENT, VERIFICATION
 from daemon.receive.access import AccessList, Caller
 from daemon.receive.connections import PlainConnection
 from daemon.receive.scp import Receiver
+from daemon.spool import SpoolError
 from tests.peers.receiving import (
     BODY,
     COMMAND,
@@ -333,6 +334,41 @@ def test_a_disk_that_fills_up_during_a_write_is_answered_0xa700(
     room[0] = True
     assert store(node, big) == [0x0000]
     assert len(node.rows()) == len(list(node.spool.names())) == 1
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.EACCES])
+def test_a_disk_that_fails_is_named_in_one_line(
+    start: Callable[..., Node],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+) -> None:
+    node = start()
+
+    def failing() -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(node.spool, "begin", failing)
+    assert store(node, image("1.2.1")) == [0x0110]
+    (line,) = (record for record in caplog.records if "1.2.1" in record.getMessage())
+    assert f"with 0x0110: spool: {os.strerror(code)}; " in line.getMessage()
+    assert not any(record.exc_info for record in caplog.records)
+    assert node.rows() == []
+
+
+def test_a_spool_that_is_gone_is_not_called_a_fault_of_the_ledger(
+    start: Callable[..., Node], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = start()
+
+    def gone(sizes: object) -> None:
+        raise SpoolError("spool /mnt/spool: no longer there; is it mounted?")
+
+    monkeypatch.setattr(node.spool, "require_whole", gone)
+    assert store(node, image("1.2.1")) == [0xA700]
+    (line,) = (record for record in caplog.records if "refused 1.2.1" in record.getMessage())
+    assert "no longer there; is it mounted?" in line.getMessage()
+    assert "ledger" not in line.getMessage()
 
 
 def test_the_reserve_is_kept_free(start: Callable[..., Node]) -> None:
