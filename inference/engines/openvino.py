@@ -23,8 +23,8 @@ def is_installed() -> bool:
 class Compiled:
     """A network as OpenVINO compiles it: for exactly one image, and for the largest batch.
 
-    Compiled for any size, one image takes up to a quarter longer, and a large batch twice the
-    memory. Batches of other sizes run image by image, so that only plans which were tried serve.
+    Compiled for any size, one image takes up to a quarter longer. Batches of other sizes run image
+    by image, so that only plans which were tried serve.
     """
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
@@ -46,12 +46,13 @@ class Compiled:
             # Do not pin threads: other roles and programs use these cores.
             "ENABLE_CPU_PINNING": False,
         }
+        core = openvino.Core()
         model = _converted(module, plan)
         self._requests = {}
 
         for size in sorted({1, plan.batch}):
             model.reshape([size, 1, plan.side, plan.side])
-            compiled = openvino.Core().compile_model(model, "CPU", options)
+            compiled = core.compile_model(model, "CPU", options)
             self._requests[size] = compiled.create_infer_request()
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
