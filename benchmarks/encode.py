@@ -1,16 +1,15 @@
-"""What it costs to make each kind of object, beside one highdicom BINARY SEG of the same mask,
-built and saved.
-
-One made-up radiograph of 2500 x 2048 with one region, all kinds in turn, in one process, after a
-warm-up:
+"""The time to encode each kind of object, beside highdicom's BINARY SEG of the same mask.
 
     python -m benchmarks.encode [--rounds N] [--cpu]
 
-Prints medians in milliseconds and the ratios of medians. "made": encoded and written as a file,
-from a case that nothing has been worked out for, contours included. "checked": what the gate takes
-to read it back. The last line is all four from one case, which share the contours. Absolute times
-are of this machine and its noise. Freed memory is kept, as in the analyse role: otherwise it
-depends on chance which step asks the kernel for each page anew.
+The case is a made-up radiograph of 2500 x 2048 with one region. All kinds take turns in one
+process, after a warm-up. Prints medians in milliseconds and ratios of medians. "made": encoded and
+written as a file, from a case in which nothing is computed yet, so with contours. "checked": the
+gate's time to read it back. The last line is all four kinds from one case, which share the
+contours. Absolute times hold only for this machine and its other load.
+
+The process keeps freed memory, as the analyse role does. Otherwise it depends on chance which step
+requests pages from the kernel again.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--cpu", action="store_true", help="processor time, where others use the machine too"
+        "--cpu", action="store_true", help="measure processor time, for a machine with other load"
     )
     options = parser.parse_args()
 
@@ -55,7 +54,7 @@ def main() -> None:
     results = {result.kind: result for result in build(case, KINDS)}
     steps = _steps(case, results)
     measures = {name: partial(_seconds, step, clock) for name, step in steps.items()}
-    # The first rounds pay for imports and allocations.
+    # The first rounds include imports and allocations.
     times = by_turns(measures, options.rounds, warm_ups=2)
 
     shape = f"{ROWS} x {COLUMNS}"
@@ -69,7 +68,7 @@ def main() -> None:
 
 
 def _steps(case: Case, results: Mapping[str, Result]) -> dict[str, Callable[[], object]]:
-    """highdicom's object, then of each kind the making and the check, then all together."""
+    """The steps: highdicom's object, making and checking each kind, and all kinds together."""
     source = full_header(case)
     steps: dict[str, Callable[[], object]] = {_HIGHDICOM: partial(baseline, case, source)}
 
@@ -87,14 +86,14 @@ def _seconds(step: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def made(case: Case, kind: str) -> bytes:
-    """An object of this kind as a file, from a case that nothing has been worked out for."""
+    """An object of this kind as a file, from a case in which nothing is computed yet."""
     dataset = KINDS[kind].encode(replace(case))
     assert dataset is not None
     return write(dataset, KINDS[kind]).data
 
 
 def baseline(case: Case, source: Dataset) -> bytes:
-    """The same mask as highdicom writes it by itself, as a file."""
+    """The file of highdicom's own SEG of the same mask."""
     assert case.segmented is not None
     segmentation = hd.seg.Segmentation(
         source_images=[source],
@@ -117,7 +116,7 @@ def baseline(case: Case, source: Dataset) -> bytes:
 
 
 def _segment() -> hd.seg.SegmentDescription:
-    """What highdicom asks to be told of the segment."""
+    """The description of the segment that highdicom requires."""
     return hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="Pneumothorax",
@@ -135,10 +134,12 @@ def _segment() -> hd.seg.SegmentDescription:
 
 
 def made_up() -> Case:
-    """A radiograph with a crescent along the chest wall, wavy as a network's are: 4 % of it."""
+    """A radiograph with a crescent along the chest wall, 4 % of it, with a wavy edge as networks
+    draw it.
+    """
     row, column = np.mgrid[0:ROWS, 0:COLUMNS]
     pixels = 0.2 + 0.3 * np.abs(np.sin(column / 330)) + 0.2 * row / ROWS
-    # A detector's noise: what JPEG works on.
+    # A detector's noise, which determines JPEG's work.
     pixels += np.random.default_rng(1).normal(0, 0.02, pixels.shape)
 
     angle = np.arctan2(row - 900, column - 560)
@@ -158,7 +159,7 @@ def made_up() -> Case:
 
 
 def full_header(case: Case | None) -> Dataset:
-    """A source; with a case, also what highdicom asks of a source."""
+    """A source header; with a case, also the attributes that highdicom requires of a source."""
     source = Dataset()
     values = {
         "SpecificCharacterSet": "ISO_IR 100", "SOPClassUID": ComputedRadiographyImageStorage,

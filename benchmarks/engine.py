@@ -2,13 +2,13 @@
 
     python -m benchmarks.engine [--rounds N] [--only NAME]       (pip install 'pleura[benchmark]')
 
-Classifier and segmenter of the default package, and DenseNet-121 and U-Net/ResNet-34 at 512 px with
-random weights; one image and eight. All in 32-bit floats, with as many threads, on the same input,
-in turns of two calls, of which the second counts. Both rivals take the network as ONNX; OpenVINO
-compiles it for exactly that batch, with its own default settings otherwise. Prints medians in
-milliseconds and two ratios of the quicker rival to ours, above 1 if ours is quicker: of the
-medians, and the median of each turn's ratio, which other programs on the machine disturb less.
-Wanted: at least 0.95.
+It runs classifier and segmenter of the default package, and DenseNet-121 and U-Net/ResNet-34 at
+512 px with random weights, with one image and with eight. All use 32-bit floats, the same number of
+threads and the same input. They take turns of two calls, of which the second is timed. Both rivals
+load the network as ONNX; OpenVINO compiles it for exactly that batch, otherwise with its default
+settings. Prints medians in milliseconds and two ratios of the faster rival to ours, above 1 if ours
+is faster: of the medians, and the median of each turn's ratio, which other programs on the machine
+affect less. Wanted: at least 0.95.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     """Compare on every network of both packages."""
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="networks whose name holds this")
+    parser.add_argument("--only", default="", help="only networks whose title contains NAME")
     options = parser.parse_args()
 
     logging.basicConfig(format="%(message)s")
@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def _compare_package(label: str, source: Path, folder: Path, only: str, rounds: int) -> None:
-    """Compare on those networks of a package whose title holds `only`."""
+    """Compare on the networks of a package whose title contains `only`."""
     loaded = package.load(source)
-    # The engine may change the networks that it is given: these are exported.
+    # The engine may change its networks, so others are exported.
     plain = package.load(source)
     engine = Engine(loaded, torch.device("cpu"), "auto", max_batch=max(BATCHES))
 
@@ -100,13 +100,13 @@ def _compare_package(label: str, source: Path, folder: Path, only: str, rounds: 
 def _measured(
     calls: Mapping[str, Call], images: NDArray[np.float32], rounds: int
 ) -> Mapping[str, Sequence[float]]:
-    """Seconds of each call by turns, ours first; their answers must agree."""
+    """Seconds of each call in alternate turns. Their answers must agree."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     answers: dict[str, Any] = {}
 
     for turn in range(rounds + 1):
         for name in rotated([*calls], turn):
-            # The untimed call outlasts the previous engine's threads, which spin for a while.
+            # The previous engine's threads spin for a while. The untimed call outlasts them.
             calls[name](images)
             started = time.perf_counter()
             answers[name] = calls[name](images)
@@ -117,16 +117,16 @@ def _measured(
 
     ours, *rivals = calls
     for name in rivals:
-        # A wrong shape could agree by broadcasting.
+        # Broadcasting could hide a wrong shape.
         same_shape = answers[name].shape == answers[ours].shape
         assert same_shape, f"{name} answers {answers[name].shape}, ours {answers[ours].shape}"
         off = np.abs(answers[name] - answers[ours]).max()
-        assert off < 1e-2, f"{name} answers otherwise: {off:.1e} off"
+        assert off < 1e-2, f"{name} disagrees with {ours}: {off:.1e} off"
     return seconds
 
 
 def _print(title: str, seconds: Mapping[str, Sequence[float]]) -> None:
-    """One line: medians, and the ratios of the quickest rival to ours."""
+    """Print one line: the medians, and the ratios of the fastest rival to ours."""
     medians = {name: median_ms(times) for name, times in seconds.items()}
     ours, *rivals = seconds
     quickest = min(rivals, key=medians.__getitem__)
@@ -155,7 +155,7 @@ def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
     core = openvino.Core()
     model = core.read_model(path)
     model.reshape(shape)
-    # Without the hint it takes bf16 where the CPU has it, another arithmetic than ours.
+    # Without the hint it uses bf16 if the CPU has it, while ours uses 32-bit floats.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = core.compile_model(model, "CPU", settings)
     return lambda images: compiled(images)[0]
@@ -164,7 +164,7 @@ def _openvino(path: Path, shape: tuple[int, ...]) -> Call:
 def _export(network: nn.Module, side: int, path: Path) -> None:
     batches = {"images": {0: "batch"}, "logits": {0: "batch"}}
 
-    # The exporter's remarks say less than the comparison of the answers.
+    # The exporter's warnings do not matter, because the answers are compared.
     with silenced_warnings():
         torch.onnx.export(
             network, (torch.zeros(2, 1, side, side),), path, dynamo=False, opset_version=OPSET,
@@ -173,7 +173,7 @@ def _export(network: nn.Module, side: int, path: Path) -> None:
 
 
 def _write_large(folder: Path) -> None:
-    """A package of the usual networks at 512 px, with random weights."""
+    """Write a package of common networks at 512 px, with random weights."""
     torch.manual_seed(0)
     networks = {"classifier": build("densenet-121"), "segmenter": build("unet-resnet34")}
 

@@ -1,25 +1,24 @@
-"""How fast an object is accepted: ours with full durability, beside Orthanc and DCMTK's storescp,
-in one run.
+"""The time to accept an object, with full durability, beside Orthanc and DCMTK's storescp.
 
     python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR] [--tls]
 
 Each round sends the same objects to each party, one after another, over 1, 4 and 8 associations at
 a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties:
-- pleura: the receive role as its own process. Before it answers: bytes fsynced, renamed, folder
-  fsynced, row committed.
+- pleura: the receive role as a separate process. Before it answers, it names the file, fsyncs file
+  and folder, and commits the row.
 - orthanc: its default configuration, which fsyncs the file before it answers.
-- storescp: no fsync; its quickest options (data set written as it comes, a process per association
-  beside the first).
-- write+fsync: the same bytes written to as many files at a time and fsynced, nothing else.
+- storescp: no fsync; its fastest options (it writes the data set as it arrives, and forks a process
+  for each further association).
+- write+fsync: only writes the same bytes to the same number of files at a time, with fsync.
 
 With `--tls` the parties are pleura plain, pleura over TLS and storescp over TLS; both verify the
 sender's certificate, and a handshake for each association is part of its time.
 
-One sender for all: a socket and PDUs that lie ready, as large as the party takes, at most 128 KiB;
-TCP_NODELAY for all. A time is the wall clock from the first connect to the last release, divided by
-the objects. Before each turn the disk is synced: what storescp and Orthanc have left in memory is
-nobody else's time, and not theirs. Prints medians over the rounds in milliseconds per object, and
-ratios of medians. What was written is removed.
+All parties get the same sender: a socket with prepared PDUs, as large as the party accepts, at most
+128 KiB, with TCP_NODELAY. A time is the elapsed time from the first connect to the last release,
+divided by the number of objects. Before each turn the disk is synced, so that bytes which storescp
+and Orthanc left in memory cost neither the next party's time nor theirs. Prints medians over the
+rounds in milliseconds per object, and ratios of medians. All written files are removed.
 """
 
 from __future__ import annotations
@@ -76,17 +75,18 @@ ASSOCIATIONS = (1, 4, 8)
 _WRITE = "write+fsync"
 TIMEOUT_S = 60.0
 PDU_LIMIT_BYTES = 128 * 1024
-# A SOP Instance UID; each object gets its own digits there.
+# The SOP Instance UID in the prepared PDUs; each object gets its own digits.
 PLACEHOLDER = "2.25.1" + "0" * 18
 CONTEXT_ID = 1
 C_STORE_RQ = 0x0001
-# For so long ext4 looks for inodes beside those that were just freed, which slows all parties.
+# For this long, ext4 does not reuse inodes that were just freed, and its search for others slows
+# all parties.
 RECENT_S = 6.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An object to send, again and again under new SOP Instance UIDs."""
+    """An object that is sent repeatedly with new SOP Instance UIDs."""
 
     name: str
     sop_class_uid: str
@@ -94,25 +94,25 @@ class Sample:
     data_set: bytes
     # Associations at a time -> objects on each.
     per_association: dict[int, int]
-    # Rival -> associations at a time -> its time by ours, at least.
+    # Rival -> associations at a time -> the least wanted ratio of its time to ours.
     wanted: dict[str, dict[int, float]]
 
 
 @dataclass
 class Party:
-    """A receiver. `kept` counts the objects it has; `forget` removes them."""
+    """A receiver. `kept` counts its stored objects; `forget` removes them."""
 
     name: str
     called: str
-    # By the number of associations.
+    # Number of associations -> the port to use.
     port: Callable[[int], int]
     kept: Callable[[], int]
     forget: Callable[[], None]
-    # How the sender reaches it; None: without TLS.
+    # The sender's TLS context; None: without TLS.
     security: ssl.SSLContext | None = None
 
 
-# Kind of object, associations at a time, party: what a figure is of.
+# The subject of a figure: kind of object, associations at a time, party.
 Key = tuple[str, int, str]
 
 
@@ -138,7 +138,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     add_data_option(parser)
     add_folder_option(parser)
-    parser.add_argument("--tls", action="store_true", help="TLS beside plain, and storescp's TLS")
+    parser.add_argument(
+        "--tls", action="store_true", help="compare TLS with plain, and with storescp's TLS"
+    )
     return parser.parse_args()
 
 
@@ -157,7 +159,7 @@ def _measured(
             senders[_WRITE] = partial(_write, folder, sample, associations)
 
             for name in rotated([*senders], number):
-                # What a party left to be written later is not written in the next one's time.
+                # Bytes that a party left in memory must not be written during the next turn.
                 os.sync()
                 seconds = senders[name]()
                 if number:
@@ -168,7 +170,7 @@ def _measured(
 
 
 def _forget(parties: Iterable[Party], plain: Path) -> None:
-    """Remove what a round has written, and wait until the file system has forgotten it."""
+    """Remove the files of a round, and wait until the file system reuses their inodes."""
     for party in parties:
         party.forget()
     shutil.rmtree(plain)
@@ -190,13 +192,13 @@ def _print(samples: Iterable[Sample], names: Sequence[str], medians: Mapping[Key
 
 
 def _against_tls(took: Mapping[str, float]) -> Iterator[str]:
-    """What TLS costs us, and storescp's time over TLS by ours."""
+    """The cost of TLS for us, and the ratio of storescp's time over TLS to ours."""
     yield f" | tls / plain {took['pleura tls'] / took['pleura']:.2f}"
     yield f" | storescp tls / pleura tls {took['storescp tls'] / took['pleura tls']:.2f}"
 
 
 def _against_rivals(sample: Sample, associations: int, took: Mapping[str, float]) -> Iterator[str]:
-    """Each rival's time by ours, and whether it is what is wanted."""
+    """The ratio of each rival's time to ours, and whether it reaches the wanted ratio."""
     for rival, ratios in sample.wanted.items():
         wanted = ratios[associations]
         ratio = sum(took[part] for part in rival.split(" + ")) / took["pleura"]
@@ -204,11 +206,11 @@ def _against_rivals(sample: Sample, associations: int, took: Mapping[str, float]
         yield f" | {rival} / pleura {ratio:.2f}, wanted {wanted:.1f}: {verdict}"
 
 
-# ---- what is sent
+# ---- the objects
 
 
 def _uncompressed() -> Sample:
-    """Noise, of the matrix of a flat detector."""
+    """Noise in the matrix of a flat detector."""
     rows, columns = 3072, 2560
     values = {
         "SOPClassUID": ComputedRadiographyImageStorage, "Modality": "CR", "Rows": rows,
@@ -269,7 +271,7 @@ def _encoded(dataset: Dataset) -> bytes:
 
 
 class Sender:
-    """An association that does nothing but send one sample and wait for each answer."""
+    """An association that only sends one sample repeatedly, and waits for each answer."""
 
     lock = threading.Lock()
     number = 0
@@ -288,7 +290,7 @@ class Sender:
 
         self._message = _messages(sample, _maximum_length(body))
         self._places = _all_places(self._message, PLACEHOLDER.encode())
-        # In the command and in the data set.
+        # The UID occurs in the command and in the data set.
         assert len(self._places) == 2
 
     def store(self) -> None:
@@ -342,7 +344,7 @@ def _associate_rq(called: str, sample: Sample) -> bytes:
 
 
 def _maximum_length(associate_ac: bytes) -> int:
-    """The maximum PDU length that the party takes (PS3.8 D.1); 0: no limit."""
+    """The largest PDU to send: the party's maximum length (PS3.8 D.1; 0 is no limit), or ours."""
     place = associate_ac.rindex(b"\x51\0\0\x04") + 4
     length = int.from_bytes(associate_ac[place : place + 4], "big")
     return min(length or PDU_LIMIT_BYTES, PDU_LIMIT_BYTES)
@@ -376,7 +378,7 @@ def _p_data(flags: int, fragment: bytes) -> bytes:
 
 
 def _all_places(text: bytearray, part: bytes) -> list[int]:
-    """Where `part` begins, each time that it occurs."""
+    """The offset of each occurrence of `part`."""
     places = []
     begin = text.find(part)
     while begin >= 0:
@@ -386,7 +388,7 @@ def _all_places(text: bytearray, part: bytes) -> list[int]:
 
 
 def _send(party: Party, sample: Sample, associations: int) -> float:
-    """Seconds per object."""
+    """Send the sample over associations in parallel; returns the seconds per object."""
     per_association = sample.per_association[associations]
     objects = per_association * associations
     port = party.port(associations)
@@ -400,16 +402,15 @@ def _send(party: Party, sample: Sample, associations: int) -> float:
 
     took_s = _timed(send, associations) / objects
 
-    # A party that does not fsync may still be closing files; an object that is not there was not
-    # stored.
+    # A party that does not fsync may still be closing files. A missing object was not stored.
     wait_until(f"{party.name} has all objects", lambda: party.kept() >= before + objects)
-    # What it leaves to be written later is not to slow down the next party.
+    # Bytes that it left in memory must not slow down the next party.
     os.sync()
     return took_s
 
 
 def _write(folder: Path, sample: Sample, associations: int) -> float:
-    """Seconds per object for its bytes alone."""
+    """Seconds per object for only writing and fsyncing its bytes."""
     folder.mkdir(parents=True)
     per_association = sample.per_association[associations]
 
@@ -425,7 +426,7 @@ def _write(folder: Path, sample: Sample, associations: int) -> float:
 
 
 def _timed(work: Callable[[int], None], at_a_time: int) -> float:
-    """Seconds of as many calls of `work` at a time."""
+    """Seconds of `at_a_time` parallel calls of `work`."""
     with ThreadPoolExecutor(at_a_time) as threads:
         started = time.perf_counter()
         list(threads.map(work, range(at_a_time)))
@@ -529,7 +530,7 @@ def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> 
 def _spawn(
     running: ExitStack, command: list[str], folder: Path, is_heard: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start a program, which ends with `running`; its output is read here if `is_heard`."""
+    """Start a program that ends with `running`. With `is_heard`, its output can be read."""
     log = running.enter_context((folder / "log.txt").open("ab"))
     process = subprocess.Popen(
         command,

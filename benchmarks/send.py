@@ -1,22 +1,22 @@
-"""C-STORE out: what one more object on an open association costs our SCU, beside DCMTK's storescu.
+"""The time to send one more object on an open association, beside DCMTK's storescu.
 
-Both send the same files, read from the page cache, over one association on loopback, alternating,
-TCP_NODELAY=1 for DCMTK. A round measures N files and one file; (time of N - time of 1) / (N - 1)
-leaves out what there is once: storescu's process start, connecting, negotiation and release. Ours
-is `send()`, which looks into each file before it associates, as storescu does.
+Both send the same files, read from the page cache, over one association on loopback, in alternate
+turns; DCMTK gets TCP_NODELAY=1. A round measures N files and one file. The figure is (time of N -
+time of 1) / (N - 1), without the costs that occur once: storescu's process start, connecting,
+negotiation and release. Ours is `send()`, which reads each file's header before it associates, as
+storescu does.
 
-The receiver is the same for both, a separate process, and must not be what is measured. Two of
-them:
-- sink: a bare SCP that reads, counts and answers; it neither parses nor stores. The fairest to two
-  senders.
-- storescp --ignore: DCMTK's, with the largest PDUs it takes; a real peer, which parses each object
-  before it answers.
+The receiver is a separate process, the same for both, and should take as little time as possible:
+- sink: a bare SCP that only reads and answers, without parsing or storing. It is the fairest for
+  comparing senders.
+- storescp --ignore: DCMTK's, with the largest PDUs that it accepts. It is a real peer, which parses
+  each object before it answers.
 
     python -m benchmarks.send [--rounds N] [--data DIR]
 
-Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is quicker),
-of elapsed time and of the sender's own processor time. The second leaves out the receiver and other
-work on the machine. Absolute times are of this machine and its noise.
+Prints medians in milliseconds and the ratio of medians (storescu / ours: above 1, ours is faster),
+of elapsed time and of the sender's own processor time, which excludes the receiver and other work
+on the machine. Absolute times hold only for this machine and its other load.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from daemon.commands.send import send
 from tools.peers.ports import unused_port
 
 AE_TITLE = "ARCHIVE"
-# The most that DCMTK sends and takes.
+# The largest PDU that DCMTK sends and accepts.
 PDU_BYTES = 131072
 RELEASE_RP = bytes.fromhex("06 00 00000004 00000000")
 # Elapsed and processor time, in seconds.
@@ -60,7 +60,7 @@ Times = tuple[float, float]
 
 
 def main() -> None:
-    """Print the cost of one more object, for each receiver and kind of object."""
+    """Print the time of one more object, for each receiver and kind of object."""
     parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     add_data_option(parser)
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _ratios(port: int, files: Sequence[Path], syntax: str, rounds: int) -> str:
-    """Both senders by turns: the ratio of elapsed times, and that of processor times."""
+    """The ratios of elapsed times and of processor times, of both senders in alternate turns."""
     theirs = per_object(partial(storescu, port, syntax), files)
     ours = per_object(partial(pleura, port), files)
     # The first turn warms up.
@@ -98,8 +98,9 @@ def _ratios(port: int, files: Sequence[Path], syntax: str, rounds: int) -> str:
 
 
 def ratio(pairs: Sequence[tuple[Times, Times]], clock: int) -> str:
-    """Medians of storescu and ours, in milliseconds, and their ratio; `clock`: 0 is elapsed time,
-    1 processor time.
+    """Medians of storescu and ours in milliseconds, and their ratio, as text.
+
+    `clock`: 0 is elapsed time, 1 processor time.
     """
     dcmtk_ms, pleura_ms = (
         median_ms(times[clock] for times in column) for column in zip(*pairs, strict=True)
@@ -110,7 +111,7 @@ def ratio(pairs: Sequence[tuple[Times, Times]], clock: int) -> str:
 def per_object(
     send_all: Callable[[Sequence[Path]], None], files: Sequence[Path]
 ) -> Iterator[Times]:
-    """Seconds for one more object, elapsed and of the processor, one measurement at each step."""
+    """Elapsed and processor seconds for one more object; each next() measures once."""
     while True:
         single = _times(partial(send_all, files[:1]))
         many = _times(partial(send_all, files))
@@ -128,13 +129,13 @@ def _times(work: Callable[[], object]) -> Times:
 
 
 def processor_s() -> float:
-    """The processor time of this process and of the programs that it has waited for, in seconds."""
+    """The processor time of this process and of its ended children, in seconds."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def storescu(port: int, syntax: str, files: Sequence[Path]) -> None:
-    """Send the files by DCMTK over one association, proposing the syntax of an option of its."""
+    """Send the files by DCMTK over one association; its option `syntax` chooses the proposal."""
     options = ["-R", syntax, "-aec", AE_TITLE]
     command = [program("storescu"), *options, "127.0.0.1", str(port), *map(str, files)]
     subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"})
@@ -148,7 +149,7 @@ def pleura(port: int, files: Sequence[Path]) -> None:
 
 
 def secondary_captures(folder: Path, count: int, shape: tuple[int, int]) -> list[Path]:
-    """Files of 16-bit noise: nothing on the way can make it smaller."""
+    """Files of 16-bit noise, which cannot be compressed."""
     folder.mkdir()
     paths = [folder / f"{number}.dcm" for number in range(count)]
     for path in paths:
@@ -182,7 +183,7 @@ def _noise(shape: tuple[int, int]) -> Dataset:
 
 @contextmanager
 def storescp(port: int) -> Iterator[None]:
-    """DCMTK's receiver, until the block ends."""
+    """Run DCMTK's receiver until the block ends."""
     options = ["-aet", AE_TITLE, "--ignore", "+xa", "-pdu", str(PDU_BYTES)]
     command = [program("storescp"), *options, str(port)]
     process = subprocess.Popen(command, env=os.environ | {"TCP_NODELAY": "1"})
@@ -197,7 +198,7 @@ def storescp(port: int) -> Iterator[None]:
 
 @contextmanager
 def sink(port: int) -> Iterator[None]:
-    """The bare receiver in a process of its own, until the block ends."""
+    """Run the bare receiver in a separate process until the block ends."""
     process = multiprocessing.get_context("spawn").Process(
         target=serve_sink, args=(port,), daemon=True
     )
@@ -212,8 +213,8 @@ def sink(port: int) -> Iterator[None]:
 
 
 def serve_sink(port: int) -> None:
-    """Take every context in the first syntax that is proposed, read, and answer each message with
-    0x0000; one association after another.
+    """Serve one association after another: accept every context in its first proposed syntax, and
+    answer each message with 0x0000.
     """
     with socket.create_server(("127.0.0.1", port)) as listener:
         while True:
@@ -236,7 +237,7 @@ def _serve(connection: socket.socket) -> None:
 
 
 def read_exactly(connection: socket.socket, view: memoryview) -> bool:
-    """Fill the view. False where the peer closes before."""
+    """Fill the view. Returns False if the peer closes before it is full."""
     filled = 0
     while filled < len(view):
         count = connection.recv_into(view[filled:])
@@ -250,17 +251,18 @@ class Answers:
     """The answers of one association. Both senders send one PDV in each PDU."""
 
     def __init__(self) -> None:
-        # Of the message that is being received: element number -> value.
+        # Element number -> value, of the current message's command set.
         self._command: dict[int, bytes] = {}
 
     def to(self, pdu: memoryview) -> bytes:
-        """The answer to a PDU; empty where it needs none."""
+        """The answer to a PDU; empty if it needs none."""
         if pdu[0] == 0x01:
             return accept(bytes(pdu))
         if pdu[0] == 0x05:
             return RELEASE_RP
 
-        context_id, control = pdu[10], pdu[11]
+        context_id = pdu[10]
+        control = pdu[11]
         is_last_fragment = bool(control & 0b10)
         if pdu[0] != 0x04 or not is_last_fragment:
             return b""
@@ -272,7 +274,7 @@ class Answers:
         return self._c_store_rsp(context_id)
 
     def _read_command(self, command_set: memoryview) -> None:
-        """PS3.7 6.3.1: group, element, length, value."""
+        """Read the elements: group, element, length, value (PS3.7 6.3.1)."""
         begin = 0
         while begin < len(command_set):
             number = int.from_bytes(command_set[begin + 2 : begin + 4], "little")
@@ -282,7 +284,7 @@ class Answers:
             begin = end
 
     def _c_store_rsp(self, context_id: int) -> bytes:
-        """Success, as a P-DATA-TF PDU."""
+        """A C-STORE-RSP with success, as a P-DATA-TF PDU."""
         values = {
             0x0002: self._command[0x0002],
             0x0100: b"\x01\x80",
@@ -303,7 +305,7 @@ def element(number: int, value: bytes) -> bytes:
 
 
 def accept(request: bytes) -> bytes:
-    """The A-ASSOCIATE-AC that takes every context in its first syntax."""
+    """The A-ASSOCIATE-AC that accepts every context in its first syntax."""
     proposed = A_ASSOCIATE_RQ()
     proposed.decode(request)
     primitive = proposed.to_primitive()
@@ -322,7 +324,7 @@ def accept(request: bytes) -> bytes:
 
 
 def wait_for(port: int) -> None:
-    """Return once a receiver listens. Raises OSError where none does within 30 s."""
+    """Wait until a receiver listens. Raises OSError if none does within 30 s."""
     until = time.monotonic() + 30
     while True:
         try:

@@ -1,10 +1,9 @@
-"""Images per second that one host sustains, from C-STORE to stored results: what to plan machines
-by.
+"""The images per second that one host sustains, from C-STORE to stored results.
 
-A node on loopback with the default model on the CPU and a folder destination, fed over four
-associations with real X-rays until its queue never runs empty; once with the SQLite ledger, once
-with its own PostgreSQL, alternating. Sender, node and database share this machine's cores, so
-a dedicated host does better.
+Use the figure to plan machines. A node on loopback with the default model on the CPU and a folder
+destination receives real X-rays over four associations, so fast that its queue never runs empty. It
+alternates between the SQLite ledger and a separate PostgreSQL. Sender, node and database share this
+machine's cores, so a dedicated host is faster.
 
     python -m benchmarks.throughput [--images N] [--rounds N] [--data DIR]
 """
@@ -56,7 +55,7 @@ def main() -> None:
 def _rates(
     files: list[Path], folder: Path, postgres: Postgres, rounds: int
 ) -> Mapping[str, Sequence[float]]:
-    """Images per second of each round, by the ledger's engine."""
+    """Ledger's database -> images per second of each round."""
     rates: dict[str, list[float]] = {"sqlite": [], "postgresql": []}
 
     for number, engine in itertools.product(range(rounds), rates):
@@ -70,7 +69,7 @@ def _rates(
 def seconds(files: list[Path], folder: Path, ledger: str | None) -> float:
     """The seconds from the first C-STORE to the last result.
 
-    `ledger`: its URL; None: the node's own SQLite.
+    `ledger`: the ledger's URL; None: the node's own SQLite.
     """
     outbox = {"name": "outbox", "folder": str(folder / "outbox"), "results": ["SEG", "SC"]}
     settings: dict[str, Any] = {"destinations": [outbox]}
@@ -102,7 +101,7 @@ def _send_all(files: list[Path], port: int) -> None:
 
 
 def done(counts: dict[str, dict[str, int]], images: int) -> bool:
-    """Whether all images have ended, and nothing is owed."""
+    """True if all images have ended and no result is owed."""
     ended = sum(counts["instances"].values()) - counts["instances"]["received"]
     return ended == images and not counts["deliveries"]["owed"]
 
