@@ -47,7 +47,7 @@ from benchmarks.measurement import (
     median_ms,
     median_ratio,
     program,
-    rotated,
+    shuffled,
     xray_files,
 )
 from daemon.commands import trace
@@ -85,7 +85,7 @@ def main() -> None:
 
             for number, path in enumerate(files):
                 # Each side goes first as often as the other.
-                for run in rotated([sides.run_bare, sides.run_node], number):
+                for run in shuffled([sides.run_bare, sides.run_node], number):
                     run(path)
 
             bare.close()

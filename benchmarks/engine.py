@@ -32,7 +32,7 @@ from benchmarks.measurement import (
     machine,
     median_ms,
     median_ratio,
-    rotated,
+    shuffled,
 )
 from inference import package
 from inference.engine import Engine
@@ -105,7 +105,7 @@ def _measured(
     answers: dict[str, Any] = {}
 
     for turn in range(rounds + 1):
-        for name in rotated([*calls], turn):
+        for name in shuffled([*calls], turn):
             # The previous engine's threads spin for a while. The untimed call outlasts them.
             calls[name](images)
             started = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import statistics
 import tempfile
@@ -113,10 +114,13 @@ def by_turns(
     return figures
 
 
-def rotated(parties: Sequence[_Party], number: int) -> list[_Party]:
-    """The parties in the order of round `number`: each round another goes first."""
-    first = number % len(parties)
-    return [*parties[first:], *parties[:first]]
+def shuffled(parties: Sequence[_Party], number: int) -> list[_Party]:
+    """The parties in the order of round `number`, the same in each run.
+
+    The order is random, because each party leaves caches, spinning threads or dirty pages to the
+    next. In a rotation every party would always have the same predecessor.
+    """
+    return random.Random(number).sample(parties, len(parties))
 
 
 def seconds_of(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

@@ -63,7 +63,7 @@ from benchmarks.measurement import (
     median_ms,
     program,
     require_real_disk,
-    rotated,
+    shuffled,
     xray_files,
 )
 from tools.peers.certificates import Authority
@@ -158,7 +158,7 @@ def _measured(
             folder = plain / f"{sample.name}, {associations}"
             senders[_WRITE] = partial(_write, folder, sample, associations)
 
-            for name in rotated([*senders], number):
+            for name in shuffled([*senders], number):
                 # Bytes that a party left in memory must not be written during the next turn.
                 os.sync()
                 seconds = senders[name]()
