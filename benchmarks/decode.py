@@ -118,15 +118,17 @@ def compare_codecs(rounds: int) -> None:
             print(f"{shape[0]} x {shape[1]} {name:31}{row(theirs, node, rounds)}", flush=True)
 
 
-def _rivals(values: NDArray[np.uint16]) -> dict[str, tuple[UID, bytes, Callable[[bytes], Any]]]:
+def _rivals(values: NDArray[np.uint16]) -> dict[str, tuple[UID, bytes, Callable[..., Any]]]:
     """Name -> (transfer syntax, the encoded values, a decoder of imagecodecs)."""
     import imagecodecs
 
     cores = os.cpu_count() or 1
-    jpeg_2000 = imagecodecs.jpeg2k_encode(
-        values, level=0, codecformat="j2k", bitspersample=12, reversible=True, mct=False
+    jpeg_2000 = bytes(
+        imagecodecs.jpeg2k_encode(
+            values, level=0, codecformat="j2k", bitspersample=12, reversible=True, mct=False
+        )
     )
-    htj2k = imagecodecs.htj2k_encode(values, reversible=True)
+    htj2k = bytes(imagecodecs.htj2k_encode(values, reversible=True))
     openjpeg = partial(imagecodecs.jpeg2k_decode, numthreads=1)
     openjpeg_on_all_cores = partial(imagecodecs.jpeg2k_decode, numthreads=cores)
 
