@@ -1,4 +1,4 @@
-"""The model card of a trained package: what trained it and what was measured."""
+"""The model card of a trained package: training data, operating point and figures."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
         "",
         f"{recipe.about}. {manifest.intended_use}",
         "",
-        "## What trained it",
+        "## Training",
         *(f"- {line}" for line in manifest.training.data),
         f"- {manifest.training.date}: `{manifest.training.command}`",
         "",
-        "## What it says",
-        f"- positive from {manifest.classifier.threshold} on: "
+        "## Operating point",
+        f"- positive at a score of {manifest.classifier.threshold} or more: "
         f"{manifest.classifier.operating_point}",
-        f"- drawn from {segmenter.bottom}, sure from {segmenter.top}; in pixels of 1024 x 1024, "
-        f"smallest region {segmenter.min_area_at_1024_px:g}, sure area "
+        f"- a pixel belongs to the mask at {segmenter.bottom} or more, and is sure at "
+        f"{segmenter.top} or more; in pixels of a 1024 x 1024 image, the smallest region has "
+        f"{segmenter.min_area_at_1024_px:g}, and the sure pixels of a mask are at least "
         f"{segmenter.min_sure_area_at_1024_px:g}",
         "",
-        "## What was measured",
+        "## Figures",
         f"{figures['labels']}. {figures['report']['note']}",
         "",
         "| figure | value (95 % interval) | images |",
@@ -50,8 +51,8 @@ def write(folder: Path, recipe: Recipe, figures: Mapping[str, Any]) -> Path:
         *_published(figures, recipe),
         *figures.get("notes", []),
         "",
-        "Nothing is known of other hospitals, machines, ages or kinds of pneumothorax than those "
-        "of these images.",
+        "The model has not been measured on other hospitals, machines, ages or kinds of "
+        "pneumothorax than those of these images.",
         "",
     ]
 

@@ -1,13 +1,15 @@
-"""Figures of a cross-fitted package, and its calibration: `python -m
+"""Measures a package by cross-validation and calibrates it: `python -m
 training.measures.crossfitted`.
 
-The segmenter of such a package has learned from every image with a mask. Its figures are therefore
-those of the networks beside it, each asked about the fold that it was trained without
-(training/fitting/crossfit.py), as the run's split.csv says; so are the scores, where the
-segmenter's map votes in them. The classifiers proper have learned from none of these images, or the
-run is refused. Three things are fitted on the labels: calibration, threshold, and the probability
-from which the mask is drawn. Each is measured on each fold as fitted on the others, and shipped as
-fitted on all.
+The package's segmenter has trained on every image with a mask. The networks that were trained
+without one fold each (training/fitting/crossfit.py) therefore replace it in every figure: each
+answers the images of its own held-out fold, by the run's split.csv. Where the segmenter's map votes
+in the score, they vote instead. The other classifiers must not have trained on any of these images;
+otherwise the run is refused.
+
+Three parameters are fitted on the labels: the calibration, the threshold and the mask threshold.
+For the figures they are fitted on three folds and applied to the fourth; the package gets those
+fitted on all folds.
 """
 
 from __future__ import annotations
@@ -89,14 +91,14 @@ def fitted(scores: Values, labels: NDArray[np.bool_], prevalence: float) -> tupl
 
 
 def threshold_of(probabilities: Values, labels: NDArray[np.bool_], sensitivity: float) -> float:
-    """The highest threshold that finds so much of the positives."""
+    """The highest threshold with at least this sensitivity."""
     positives = np.sort(probabilities[labels])[::-1]
     needed = math.ceil(sensitivity * len(positives))
     return float(positives[needed - 1])
 
 
 def reliability(probabilities: Values, labels: NDArray[np.bool_]) -> list[dict[str, float]]:
-    """Ten bins of equally many images: mean probability, and how many were positive."""
+    """Ten bins with equal numbers of images: mean probability and share of positives."""
     order = np.argsort(probabilities)
     return [
         {
@@ -109,7 +111,7 @@ def reliability(probabilities: Values, labels: NDArray[np.bool_]) -> list[dict[s
 
 
 def expected_error(bins: Sequence[Mapping[str, float]]) -> float:
-    """Expected calibration error: the mean distance of both, weighed by images."""
+    """Expected calibration error: the mean difference of both, weighted by images."""
     count = sum(one["images"] for one in bins)
     off = (one["images"] * abs(one["probability"] - one["positive"]) for one in bins)
     return sum(off) / count
@@ -139,9 +141,9 @@ def alarms(sensitivity: float, specificity: float) -> list[dict[str, float]]:
 def crossed(
     scores: Values, labels: NDArray[np.bool_], folds: NDArray[np.int_]
 ) -> tuple[Values, NDArray[np.bool_]]:
-    """(probabilities, calls) of each image, by what was fitted on the other folds.
+    """(probabilities, calls) of each image, with the parameters fitted on the other folds.
 
-    Probabilities are of the prevalence of these images themselves.
+    The probabilities refer to the prevalence among these images.
     """
     probabilities = np.zeros(len(scores))
     calls = np.zeros(len(scores), dtype=bool)
@@ -159,10 +161,10 @@ def crossed(
 
 
 def bottom_of(by_bottom: Mapping[float, Sequence[Answer]]) -> float:
-    """The highest bottom whose mean Dice of positives is nearly the best.
+    """The highest bottom whose mean Dice of the positives is nearly the best.
 
-    Negatives do not count: where the classifier calls one positive, any region is wrong, and where
-    it does not, nothing is drawn.
+    Negatives do not count: if the classifier calls a negative positive, any region is wrong; if it
+    does not, no region is drawn.
     """
     dice = {
         bottom: float(np.mean([one.dice() for one in answers if one.positive]))
@@ -175,7 +177,7 @@ def bottom_of(by_bottom: Mapping[float, Sequence[Answer]]) -> float:
 def by_other_folds(
     by_bottom: Mapping[float, Sequence[Answer]],
 ) -> tuple[list[Answer], dict[int | None, float]]:
-    """(each fold's answers at the bottom that the other folds chose, those bottoms)."""
+    """(each fold's answers at the bottom that was chosen on the other folds, those bottoms)."""
     some = next(iter(by_bottom.values()))
     bottoms = {}
 
@@ -191,10 +193,10 @@ def by_other_folds(
 
 
 def require_untaught(recipe: Recipe, run: Path) -> None:
-    """Raise where a classifier of the run has learned from the images that are to measure it.
+    """Check that no classifier of the run trained on the images that measure it.
 
     Raises:
-        ValueError: such a classifier.
+        ValueError: a classifier did.
     """
     taught = [one for one in recipe.of("classifier") if recipe.layout_of(one) == recipe.layout]
     if taught:
@@ -215,7 +217,7 @@ def in_folds(run: Path, cases: Sequence[SomeCase]) -> list[SomeCase]:
 
 
 def answered(run: Path, cases: Sequence[Case]) -> dict[float, list[Answer]]:
-    """Bottom -> each image's score, uncalibrated, and what the decoder without its fold finds.
+    """Bottom -> each image's uncalibrated score and the mask of the decoder trained without it.
 
     The images, of `in_folds`, are in the same order for every bottom.
     """
