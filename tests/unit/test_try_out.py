@@ -1,4 +1,4 @@
-"""Before hours of training: show the images that a network would see, and suggest a learning rate."""
+"""Before hours of training: show the images that a network would see, and suggest a rate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def test_rates_are_tried_on_a_copy_and_one_is_suggested(tmp_path: Path) -> None:
     network = build("residual-classifier", **models.TINY)
     before = copy.deepcopy(network.state_dict())
 
-    found = find_rate.find(network, batches, steps=25)
+    # With 25 steps, rounding of the processor decides whether the last rate is suggested.
+    found = find_rate.find(network, batches, steps=100)
 
     assert all(torch.equal(network.state_dict()[name], weight) for name, weight in before.items())
     assert 1e-7 < found.suggested < 1
