@@ -1,6 +1,7 @@
 """The time to accept an object, with full durability, beside Orthanc and DCMTK's storescp.
 
-    python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR] [--tls]
+    python -m benchmarks.receive [--rounds N] [--data DIR] [--folder DIR]
+                                 [--tls | --beside CHECKOUT]
 
 Each round sends the same objects to each party, one after another, over 1, 4 and 8 associations at
 a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties:
@@ -13,6 +14,9 @@ a time: 15 MB uncompressed, and one of the real JPEG X-rays in DATA. The parties
 
 With `--tls` the parties are pleura plain, pleura over TLS and storescp over TLS; both verify the
 sender's certificate, and a handshake for each association is part of its time.
+
+With `--beside` the parties are pleura and the receive role of another checkout of Pleura, with the
+same Python: machines differ more than versions do.
 
 All parties get the same sender: a socket with prepared PDUs, as large as the party accepts, at most
 128 KiB, with TCP_NODELAY. A time is the elapsed time from the first connect to the last release,
@@ -73,6 +77,7 @@ from tools.peers.waiting import wait_until
 
 ASSOCIATIONS = (1, 4, 8)
 _WRITE = "write+fsync"
+_BESIDE = "beside"
 TIMEOUT_S = 60.0
 PDU_LIMIT_BYTES = 128 * 1024
 # The SOP Instance UID in the prepared PDUs; each object gets its own digits.
@@ -124,7 +129,12 @@ def main() -> None:
 
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(dir=options.folder)))
-        parties = _secured(running, folder) if options.tls else _plain(running, folder)
+        if options.tls:
+            parties = _secured(running, folder)
+        elif options.beside:
+            parties = _versions(running, folder, options.beside)
+        else:
+            parties = _plain(running, folder)
         times = _measured(samples, parties, folder / "plain", options.rounds)
 
     ground = machine(folder=options.folder)
@@ -138,8 +148,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     add_data_option(parser)
     add_folder_option(parser)
-    parser.add_argument(
+    parties = parser.add_mutually_exclusive_group()
+    parties.add_argument(
         "--tls", action="store_true", help="compare TLS with plain, and with storescp's TLS"
+    )
+    parties.add_argument(
+        "--beside", type=Path, metavar="CHECKOUT", help="compare with another checkout of Pleura"
     )
     return parser.parse_args()
 
@@ -186,6 +200,8 @@ def _print(samples: Iterable[Sample], names: Sequence[str], medians: Mapping[Key
         figures = " ".join(f"{took[name]:11.2f}" for name in names)
         if "pleura tls" in took:
             verdicts = _against_tls(took)
+        elif _BESIDE in took:
+            verdicts = iter([f" | {_BESIDE} / pleura {took[_BESIDE] / took['pleura']:.2f}"])
         else:
             verdicts = _against_rivals(sample, associations, took)
         print(f"{sample.name:18} {associations:6} {figures}" + "".join(verdicts))
@@ -440,6 +456,11 @@ def _plain(running: ExitStack, folder: Path) -> list[Party]:
     return [start(running, folder / start.__name__) for start in (_pleura, _orthanc, _storescp)]
 
 
+def _versions(running: ExitStack, folder: Path, checkout: Path) -> list[Party]:
+    beside = _pleura(running, folder / "beside", checkout=checkout.resolve())
+    return [_pleura(running, folder / "pleura"), replace(beside, name=_BESIDE)]
+
+
 def _secured(running: ExitStack, folder: Path) -> list[Party]:
     authority = Authority(folder / "ca", key="rsa")
     receiver = authority.issue("receiver")
@@ -462,7 +483,10 @@ def _secured(running: ExitStack, folder: Path) -> list[Party]:
 
 
 def _pleura(
-    running: ExitStack, folder: Path, more: Mapping[str, object] = MappingProxyType({})
+    running: ExitStack,
+    folder: Path,
+    more: Mapping[str, object] = MappingProxyType({}),
+    checkout: Path = REPOSITORY,
 ) -> Party:
     folder.mkdir()
     port = unused_port()
@@ -477,7 +501,7 @@ def _pleura(
     path.write_text(yaml.safe_dump(settings))
 
     command = [sys.executable, "-m", "daemon.cli", "receive", "-c", str(path)]
-    process = _spawn(running, command, folder, is_heard=True)
+    process = _spawn(running, command, folder, is_heard=True, checkout=checkout)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == b"READY", (folder / "log.txt").read_text()
 
@@ -528,16 +552,24 @@ def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> 
 
 
 def _spawn(
-    running: ExitStack, command: list[str], folder: Path, is_heard: bool = False
+    running: ExitStack,
+    command: list[str],
+    folder: Path,
+    is_heard: bool = False,
+    checkout: Path = REPOSITORY,
 ) -> subprocess.Popen[bytes]:
-    """Start a program that ends with `running`. With `is_heard`, its output can be read."""
+    """Start a program that ends with `running`. With `is_heard`, its output can be read.
+
+    Pleura's own modules are those of `checkout`.
+    """
     log = running.enter_context((folder / "log.txt").open("ab"))
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE if is_heard else log,
         stderr=log,
         env=os.environ | {"TCP_NODELAY": "1"},
-        cwd=REPOSITORY,
+        # `python -m` imports from the working directory.
+        cwd=checkout,
     )
 
     def stop() -> None:
