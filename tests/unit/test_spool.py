@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import daemon.spool as spool_module
 from daemon.ledger import Arrival, Ledger
 from daemon.receive.intake import Intake, NoRoomError
 from daemon.spool import Spool, SpoolError, write_durably
@@ -251,6 +252,29 @@ def test_a_file_written_in_pieces_is_visible_only_once_finished(
     dropped.drop()
     assert list(spool.names()) == [file.name]
     assert len(files(tmp_path)) == 1
+
+
+def test_a_large_file_is_flushed_to_disk_while_it_arrives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    megabyte = 1 << 20
+    begun: list[tuple[int, int]] = []
+
+    def begin_writing(descriptor: int, offset: int, size_bytes: int) -> None:
+        begin(descriptor, offset, size_bytes)
+        assert os.fstat(descriptor).st_size >= offset + size_bytes
+        begun.append((offset, size_bytes))
+
+    begin = spool_module.begin_writing
+    monkeypatch.setattr(spool_module, "begin_writing", begin_writing)
+    spool = Spool(tmp_path)
+    file = spool.begin()
+    pieces = [os.urandom(megabyte + 1) for _ in range(9)]
+    for piece in pieces:
+        file.write(piece)
+    assert begun == [(0, 4 * megabyte), (4 * megabyte, 4 * megabyte)]
+    file.finish()
+    assert spool.read(file.name) == b"".join(pieces)
 
 
 def test_a_sweep_spares_young_files_and_files_known_to_the_ledger(tmp_path: Path) -> None:
