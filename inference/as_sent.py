@@ -145,7 +145,7 @@ def encoded(dataset: Dataset) -> bytes:
 def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     parts: list[bytes] = []
 
-    for element in sorted(dataset.values(), key=_place):
+    for element in sorted(dataset.values(), key=tag_number):
         if isinstance(element, RawDataElement) and not _is_explicit_little_endian(element):
             element = dataset[element.tag]
 
@@ -158,7 +158,7 @@ def _encoded(dataset: Dataset, character_set: str | list[str]) -> bytes:
     return b"".join(parts)
 
 
-def _place(element: DataElement | RawDataElement) -> int:
+def tag_number(element: DataElement | RawDataElement) -> int:
     """The tag as a plain number, because pydicom compares tags in Python code."""
     return int(element.tag)
 

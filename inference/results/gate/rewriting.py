@@ -15,6 +15,8 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_data_element
 from pydicom.tag import BaseTag
 
+from inference.as_sent import tag_number
+
 # Our own text is ASCII, so that every character set writes it alike.
 _CHARACTER_SET = "iso8859"
 # Longer values are pixels and contours, which do not recur.
@@ -41,13 +43,8 @@ def written_again(dataset: Dataset, without: Collection[BaseTag] = ()) -> bytes:
     Raises:
         Exception: whatever pydicom raises for a value that it cannot decode or write.
     """
-    elements = sorted(dataset.values(), key=_place)
+    elements = sorted(dataset.values(), key=tag_number)
     return b"".join(_element(dataset, each) for each in elements if each.tag not in without)
-
-
-def _place(element: DataElement | RawDataElement) -> int:
-    """The tag as a plain number: pydicom compares tags in Python."""
-    return int(element.tag)
 
 
 def _element(dataset: Dataset, raw: DataElement | RawDataElement) -> bytes:
