@@ -43,11 +43,11 @@ from pydicom.uid import JPEGBaseline8Bit
 from benchmarks.measurement import (
     add_data_option,
     command_line,
+    in_turn,
     machine,
     median_ms,
     median_ratio,
     program,
-    shuffled,
     xray_files,
 )
 from daemon.commands import trace
@@ -85,7 +85,7 @@ def main() -> None:
 
             for number, path in enumerate(files):
                 # Each side goes first as often as the other.
-                for run in shuffled([sides.run_bare, sides.run_node], number):
+                for run in in_turn([sides.run_bare, sides.run_node], number):
                     run(path)
 
             bare.close()

@@ -28,11 +28,11 @@ from torch import nn
 
 from benchmarks.measurement import (
     command_line,
+    in_turn,
     load,
     machine,
     median_ms,
     median_ratio,
-    shuffled,
 )
 from inference import package
 from inference.engine import Engine
@@ -105,7 +105,7 @@ def _measured(
     answers: dict[str, Any] = {}
 
     for turn in range(rounds + 1):
-        for name in shuffled([*calls], turn):
+        for name in in_turn([*calls], turn):
             # The previous engine's threads spin for a while. The untimed call outlasts them.
             calls[name](images)
             started = time.perf_counter()

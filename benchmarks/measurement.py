@@ -113,11 +113,11 @@ def by_turns(
     return figures
 
 
-def shuffled(parties: Sequence[_Party], number: int) -> list[_Party]:
+def in_turn(parties: Sequence[_Party], number: int) -> list[_Party]:
     """The parties in the order of round `number`.
 
     Each party leaves caches, spinning threads or dirty pages to the next, and the first of a round
-    starts cold. So each goes first equally often, and has each other party before it.
+    starts cold. So each goes first equally often, and the direction changes after each has.
     """
     first = number % len(parties)
     order = [*parties[first:], *parties[:first]]

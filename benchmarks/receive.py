@@ -63,11 +63,11 @@ from benchmarks.measurement import (
     add_data_option,
     add_folder_option,
     command_line,
+    in_turn,
     machine,
     median_ms,
     program,
     require_real_disk,
-    shuffled,
     xray_files,
 )
 from tools.peers.certificates import Authority
@@ -172,7 +172,7 @@ def _measured(
             folder = plain / f"{sample.name}, {associations}"
             senders[_WRITE] = partial(_write, folder, sample, associations)
 
-            for name in shuffled([*senders], number):
+            for name in in_turn([*senders], number):
                 # Bytes that a party left in memory must not be written during the next turn.
                 os.sync()
                 seconds = senders[name]()
@@ -201,7 +201,7 @@ def _print(samples: Iterable[Sample], names: Sequence[str], medians: Mapping[Key
         if "pleura tls" in took:
             verdicts = _against_tls(took)
         elif _BESIDE in took:
-            verdicts = iter([f" | {_BESIDE} / pleura {took[_BESIDE] / took['pleura']:.2f}"])
+            verdicts = _against_version(took)
         else:
             verdicts = _against_rivals(sample, associations, took)
         print(f"{sample.name:18} {associations:6} {figures}" + "".join(verdicts))
@@ -211,6 +211,11 @@ def _against_tls(took: Mapping[str, float]) -> Iterator[str]:
     """The cost of TLS for us, and the ratio of storescp's time over TLS to ours."""
     yield f" | tls / plain {took['pleura tls'] / took['pleura']:.2f}"
     yield f" | storescp tls / pleura tls {took['storescp tls'] / took['pleura tls']:.2f}"
+
+
+def _against_version(took: Mapping[str, float]) -> Iterator[str]:
+    """The ratio of the other checkout's time to ours."""
+    yield f" | {_BESIDE} / pleura {took[_BESIDE] / took['pleura']:.2f}"
 
 
 def _against_rivals(sample: Sample, associations: int, took: Mapping[str, float]) -> Iterator[str]:
