@@ -22,7 +22,7 @@ All parties get the same sender: a socket with prepared PDUs, as large as the pa
 128 KiB, with TCP_NODELAY. A time is the elapsed time from the first connect to the last release,
 divided by the number of objects. Before each turn the disk is synced, so that bytes which storescp
 and Orthanc left in memory cost neither the next party's time nor theirs. Prints medians over the
-rounds in milliseconds per object, and ratios of medians. All written files are removed.
+rounds in milliseconds per object, and ratios of medians. All written files are removed at the end.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import shutil
 import socket
 import ssl
 import struct
@@ -39,7 +38,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -84,9 +82,6 @@ PDU_LIMIT_BYTES = 128 * 1024
 PLACEHOLDER = "2.25.1" + "0" * 18
 CONTEXT_ID = 1
 C_STORE_RQ = 0x0001
-# For this long, ext4 does not reuse inodes that were just freed, and its search for others slows
-# all parties.
-RECENT_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -105,14 +100,14 @@ class Sample:
 
 @dataclass
 class Party:
-    """A receiver. `kept` counts its stored objects; `forget` removes them."""
+    """A receiver. `kept` counts its stored objects; `files` are their files."""
 
     name: str
     called: str
     # Number of associations -> the port to use.
     port: Callable[[int], int]
     kept: Callable[[], int]
-    forget: Callable[[], None]
+    files: Callable[[], Sequence[Path]]
     # The sender's TLS context; None: without TLS.
     security: ssl.SSLContext | None = None
 
@@ -169,7 +164,7 @@ def _measured(
             senders: dict[str, Callable[[], float]] = {
                 party.name: partial(_send, party, sample, associations) for party in parties
             }
-            folder = plain / f"{sample.name}, {associations}"
+            folder = plain / f"{number}, {sample.name}, {associations}"
             senders[_WRITE] = partial(_write, folder, sample, associations)
 
             for name in in_turn([*senders], number):
@@ -179,17 +174,11 @@ def _measured(
                 if number:
                     times.setdefault((sample.name, associations, name), []).append(seconds)
 
-        _forget(parties, plain)
+        for party in parties:
+            _empty(party.files())
+        _empty(plain.glob("*/*"))
+        os.sync()
     return times
-
-
-def _forget(parties: Iterable[Party], plain: Path) -> None:
-    """Remove the files of a round, and wait until the file system reuses their inodes."""
-    for party in parties:
-        party.forget()
-    shutil.rmtree(plain)
-    os.sync()
-    time.sleep(RECENT_S)
 
 
 def _print(samples: Iterable[Sample], names: Sequence[str], medians: Mapping[Key, float]) -> None:
@@ -513,7 +502,7 @@ def _pleura(
     def files() -> list[Path]:
         return [path for path in spool.glob("??/*") if path.is_file()]
 
-    return Party("pleura", "PLEURA", lambda _: port, lambda: len(files()), lambda: _remove(files()))
+    return Party("pleura", "PLEURA", lambda _: port, lambda: len(files()), files)
 
 
 def _orthanc(running: ExitStack, folder: Path) -> Party:
@@ -523,14 +512,10 @@ def _orthanc(running: ExitStack, folder: Path) -> Party:
     def kept() -> int:
         return int(server.get("/statistics")["CountInstances"])
 
-    def forget() -> None:
-        for patient in server.get("/patients"):
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{server.http_port}/patients/{patient}", method="DELETE"
-            )
-            urllib.request.urlopen(request, timeout=TIMEOUT_S).close()
+    def files() -> list[Path]:
+        return list(folder.glob("storage/??/??/*"))
 
-    return Party("orthanc", server.ae_title, lambda _: server.dicom_port, kept, forget)
+    return Party("orthanc", server.ae_title, lambda _: server.dicom_port, kept, files)
 
 
 def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> Party:
@@ -552,7 +537,7 @@ def _storescp(running: ExitStack, folder: Path, options: Sequence[str] = ()) -> 
         "STORESCP",
         lambda associations: alone if associations == 1 else forking,
         lambda: len(files()),
-        lambda: _remove(files()),
+        files,
     )
 
 
@@ -595,9 +580,14 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _remove(files: Iterable[Path]) -> None:
+def _empty(files: Iterable[Path]) -> None:
+    """Give back the room of files.
+
+    Removing them would free their inodes. ext4 reuses none for minutes after that, and its search
+    for others slows all parties.
+    """
     for path in files:
-        path.unlink()
+        os.truncate(path, 0)
 
 
 if __name__ == "__main__":
