@@ -8,10 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.deliver.verdict import Verdict, verdict
-from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, proposal
+from daemon.dicom.link import (
+    Link,
+    LinkDownError,
+    NotAcceptedError,
+    Remote,
+    TitleKeys,
+    proposal,
+)
 from daemon.dicom.outgoing import Outgoing, UnsendableError, describe
 
 _MAXIMUM_CONTEXTS = 128  # PS3.8 9.3.2.2: odd numbers from 1 to 255
+_OF_OPTIONS = TitleKeys(calling="--calling", called="--called")
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def send(
     """C-STORE each file as it is (without files: C-ECHO) to the AE at (host, port), and yield its
     answers.
     """
-    remote = Remote(called_ae_title, *address)
+    remote = Remote(called_ae_title, *address, title_keys=_OF_OPTIONS)
     if not files:
         yield _echo(remote, calling_ae_title)
 

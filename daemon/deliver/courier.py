@@ -57,8 +57,12 @@ class _Turn:
     refused: str | None = None
     # The last object that was answered and is still owed: its delivery ID, and the answer.
     unstored: tuple[int, str] | None = None
+    # The last answer to an object that is itself at fault, and is still owed.
+    blamed: str | None = None
     # The destination's fault in words; then nothing more is sent.
     trouble: str | None = None
+    # Whether that fault is the association's, not an answer.
+    is_unreached: bool = False
     # The association is lost, by a fault of the node's own disk.
     is_over: bool = False
 
@@ -131,6 +135,8 @@ class Courier:
 
     def _run(self, stop: threading.Event) -> None:
         failures = 0  # of the destination, in a row
+        # Whether no association has come about since the last that failed, or at all.
+        is_unreached = True
         while not stop.is_set():
             watchdog.beat()
             try:
@@ -148,6 +154,7 @@ class Courier:
                 failures = 0
                 self._unstored.clear()
 
+            was_unreached, is_unreached = is_unreached, turn.is_unreached
             if turn.trouble is not None:
                 failures += 1
                 self._open_circuit(turn.trouble, failures, stop)
@@ -164,6 +171,11 @@ class Courier:
                 # The destination works and judges objects: the refusal itself is logged.
                 failures = 0
                 self._note(None, answer=turn.refused)
+            elif turn.blamed is not None and was_unreached:
+                # The answer shows that the destination is reached again. It says nothing about a
+                # destination that answered the others without storing them.
+                failures = 0
+                self._note(None, answer=turn.blamed)
 
     def _open_circuit(self, trouble: str, failures: int, stop: threading.Event) -> None:
         if stop.is_set():
@@ -196,7 +208,11 @@ class Courier:
         if isinstance(there, FolderDestination):
             return nullcontext(Folder.open(there.folder, self._ledger))
         assert self._remote is not None
-        contexts = proposal([outgoing.syntaxes for outgoing in objects])
+
+        # The other kinds are proposed too. If the destination declines these objects alone, it is
+        # the objects that are at fault (_decline).
+        others = self._ledger.inspect.newest_syntaxes(there.results)
+        contexts = proposal([*(outgoing.syntaxes for outgoing in objects), *others])
         return Link.open(self._calling_ae_title, self._remote, contexts, self._limits.association)
 
     def _note(self, trouble: str | None, pause_s: float = 0.0, answer: str = "it stores") -> None:
@@ -236,6 +252,7 @@ class Courier:
                     self._send(store, waiting.popleft(), watch, turn)
         except LinkDownError as error:
             turn.trouble = str(error)
+            turn.is_unreached = True
         finally:
             # Even after an unexpected error: no other object stays leased.
             for job in waiting:
@@ -267,6 +284,7 @@ class Courier:
             else:
                 self._later(job, str(error))
                 turn.trouble = str(error)
+                turn.is_unreached = True
         except Exception as error:
             self._later(job, f"{type(error).__name__} while it was sent")
             raise
@@ -355,7 +373,9 @@ class Courier:
             self._later(job, str(answer), answer.status if about_it else None)
             if judged is Verdict.BUSY:
                 turn.trouble = str(answer)
-            elif not self._is_at_fault(job):
+            elif self._is_at_fault(job):
+                turn.blamed = str(answer)
+            else:
                 turn.unstored = (job.id, str(answer))
 
     def _decline(self, job: DeliveryJob, error: NotAcceptedError, turn: _Turn) -> None:
@@ -364,17 +384,17 @@ class Courier:
         It is refused only if the destination works and gives the syntaxes as the reason. Any other
         reason may pass, such as an archive that is starting or read-only.
         """
-        is_well = error.accepts_others or self._is_at_fault(job)
-        if error.is_lasting and is_well:
+        is_at_fault = self._is_at_fault(job)
+        if error.is_lasting and (error.accepts_others or is_at_fault):
             self._refuse(job, str(error))
             turn.refused = str(error)
             return
 
         self._later(job, str(error))
-        if not error.accepts_others:
+        if error.accepts_others:
+            turn.blamed = str(error)
+        else:
             turn.trouble = str(error)
-        elif not self._is_at_fault(job):
-            turn.unstored = (job.id, str(error))
 
     def _is_at_fault(self, job: DeliveryJob) -> bool:
         """Whether an object that was not stored is itself at fault.

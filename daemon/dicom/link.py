@@ -45,6 +45,20 @@ _LASTING = {
 }
 
 
+# What to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
+_ADVICE = {
+    (1, 1): "see whether the AE title {calling} and this machine's address are configured there",
+    (1, 2): "is this the port of a DICOM node?",
+    (1, 3): "add the AE title {calling}, with this machine's address, there; or correct "
+    "{calling_key}",
+    (1, 7): "its AE title is not {called}: correct {called_key}",
+    (2, 1): "its log may tell",
+    (2, 2): "is this the port of a DICOM node?",
+    (3, 1): "it is busy",
+    (3, 2): "it is busy; let it take more associations at a time",
+}
+
+
 class LinkDownError(Exception):
     """No association, or it was lost.
 
@@ -84,13 +98,29 @@ class Security(Protocol):
 
 
 @dataclass(frozen=True)
+class TitleKeys:
+    """Where a person sets the two AE titles of an association, for the advice in errors."""
+
+    calling: str = "`ae_title`"
+    called: str = "`ae_title` of the destination"
+
+
+_OF_SETTINGS = TitleKeys()
+
+
+@dataclass(frozen=True)
 class Remote:
-    """An application entity on the network. `security`: how it is reached; None: without TLS."""
+    """An application entity on the network.
+
+    `security`: how it is reached; None: without TLS. `title_keys`: where a person sets its AE title
+    and ours.
+    """
 
     ae_title: str
     host: str
     port: int
     security: Security | None = None
+    title_keys: TitleKeys = _OF_SETTINGS
 
     def __str__(self) -> str:
         over = " over TLS" if self.security else ""
@@ -159,7 +189,8 @@ class Link:
         try:
             return cls(Requestor.open(connection, ae_titles, contexts, limits, on_event_report))
         except RejectedError as error:
-            raise NotAdmittedError(f"{remote}: {error}", error.rejected) from error
+            advice = _advice(error.rejected, calling_ae_title, remote)
+            raise NotAdmittedError(f"{remote}: {error}: {advice}", error.rejected) from error
         except OSError as error:
             # In TLS 1.3, a peer that refuses our certificate says so only now.
             raise LinkDownError(f"{remote}: {remote.in_words(error)}") from error
@@ -284,6 +315,17 @@ class Link:
     def _lost(self, error: OSError) -> LinkDownError:
         self._requestor.abort()
         return LinkDownError(f"the association was lost: {error.strerror or error}")
+
+
+def _advice(rejected: Rejected, calling_ae_title: str, remote: Remote) -> str:
+    """What to do about a rejection."""
+    advice = _ADVICE.get((rejected.source, rejected.reason), "its log may tell")
+    return advice.format(
+        calling=calling_ae_title,
+        calling_key=remote.title_keys.calling,
+        called=remote.ae_title,
+        called_key=remote.title_keys.called,
+    )
 
 
 def _data_set(outgoing: Outgoing, syntax: str) -> Source:

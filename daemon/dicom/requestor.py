@@ -57,18 +57,6 @@ _USER = UserInformation(MAXIMUM_PDU_BYTES, IMPLEMENTATION_CLASS_UID, IMPLEMENTAT
 # How often a thread that waits for an answer shows that it is not stuck (daemon/watchdog.py).
 _BEAT_S = 10.0
 
-# What to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
-_ADVICE = {
-    (1, 1): "see whether this node's AE title {calling} and its address are configured there",
-    (1, 2): "is this the port of a DICOM node?",
-    (1, 3): "add this node's AE title {calling}, with its address, there",
-    (1, 7): "its AE title is not {called}: correct `ae_title` of the destination",
-    (2, 1): "its log may tell",
-    (2, 2): "is this the port of a DICOM node?",
-    (3, 1): "it is busy",
-    (3, 2): "it is busy; let it take more associations at a time",
-}
-
 # The first bytes of services other than DICOM.
 _STRANGERS = {
     b"HTTP": "an HTTP server",
@@ -103,8 +91,8 @@ DEFAULT_LIMITS = Limits()
 class RejectedError(ConnectionError):
     """The answer was A-ASSOCIATE-RJ."""
 
-    def __init__(self, rejected: Rejected, advice: str) -> None:
-        super().__init__(f"association rejected with {rejected}: {advice}")
+    def __init__(self, rejected: Rejected) -> None:
+        super().__init__(f"association rejected with {rejected}")
         self.rejected = rejected
 
 
@@ -350,7 +338,7 @@ class Requestor:
         except MalformedError as error:
             raise ProtocolError(f"the association request was answered with {error}") from error
         if isinstance(answer, Rejected):
-            raise RejectedError(answer, _advice(answer, ae_titles))
+            raise RejectedError(answer)
 
         for context in proposed:
             if syntax := answer.contexts.get(context.context_id):
@@ -545,13 +533,6 @@ def _say_close_notify(connection: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
             connection.settimeout(0)
             connection.unwrap()
-
-
-def _advice(rejected: Rejected, ae_titles: tuple[str, str]) -> str:
-    """What to do about a rejection."""
-    calling, called = ae_titles
-    advice = _ADVICE.get((rejected.source, rejected.reason), "its log may tell")
-    return advice.format(calling=calling, called=called)
 
 
 def _stranger(header: bytes) -> str:

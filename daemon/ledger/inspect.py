@@ -5,7 +5,7 @@ Nothing here writes, changes the schema or takes SQLite's write lock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -36,6 +36,8 @@ from daemon.ledger.weekly import DriftView
 # Databases bound how many values one statement may name.
 _NAMES_AT_ONCE = 500
 _ROWS_AT_ONCE = 1000
+# Enough that every kind which is still made is among them.
+_NEWEST_RESULTS = 100
 
 _RESULTS_OF_IMAGES = results.join(instances, instances.c.id == results.c.instance_id)
 _DELIVERIES_OF_IMAGES = deliveries.join(results, results.c.id == deliveries.c.result_id).join(
@@ -146,6 +148,19 @@ class Inspection(Overview):
         named = sa.select(results.c.id).where(results.c.sop_instance_uid == sop_instance_uid)
         with self._database.reading() as conn:
             return _exists(conn, named)
+
+    def newest_syntaxes(self, kinds: Collection[str]) -> list[tuple[str, str]]:
+        """The pairs of SOP class and transfer syntax UID of the newest results of these kinds."""
+        newest = (
+            sa.select(results.c.kind, results.c.sop_class_uid, results.c.transfer_syntax_uid)
+            .order_by(results.c.id.desc())
+            .limit(_NEWEST_RESULTS)
+            .subquery()
+        )
+        pairs = sa.select(newest.c.sop_class_uid, newest.c.transfer_syntax_uid).distinct()
+        with self._database.reading() as conn:
+            found = conn.execute(pairs.where(newest.c.kind.in_(list(kinds))))
+            return sorted((sop_class, syntax) for sop_class, syntax in found)
 
     def lease_owners(self) -> set[str]:
         """The owners of all leases, in the form of owner_name()."""

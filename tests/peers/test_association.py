@@ -519,9 +519,9 @@ def test_an_accept_may_hold_parts_that_the_standard_says_to_ignore(
 @pytest.mark.parametrize(
     ("reason", "advice"),
     [
-        ((1, 1, 3), "1/1/3 .*calling AE title not recognized.*add this node's AE title PLEURA"),
+        ((1, 1, 3), "1/1/3 .*calling AE title not recognized.*add the AE title PLEURA"),
         ((1, 1, 7), "1/1/7 .*called AE title not recognized.*correct `ae_title`"),
-        ((1, 1, 1), "1/1/1 .*AE title PLEURA and its address are configured there"),
+        ((1, 1, 1), "1/1/1 .*AE title PLEURA and this machine.s address"),
         ((2, 3, 2), "2/3/2 .*local limit exceeded.*it is busy"),
         ((1, 1, 9), "1/1/9 .*the standard does not have.*its log may tell"),
     ],

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import socket
 import subprocess
 import threading
@@ -43,7 +44,8 @@ from daemon.dicom.negotiation import (
 )
 from daemon.dicom.outgoing import Outgoing, uncompressed
 from daemon.dicom.requestor import DEFAULT_LIMITS, Answer, Limits
-from daemon.ledger import Arrival, Completion, Ledger, StoredResult
+from daemon.dicom.tables import VERIFICATION
+from daemon.ledger import Arrival, Completion, DeliveryState, Ledger, StoredResult
 from daemon.ledger.schema import deliveries, results
 from daemon.spool import Spool, write_durably
 from tools.peers.archive import serving
@@ -622,6 +624,24 @@ def test_a_result_of_a_class_that_the_archive_does_not_accept_is_refused_with_th
     assert rows["2.25.2"]["state"] == "stored"
 
 
+def test_a_declined_result_that_is_tried_again_alone_is_refused_again_without_an_outage(
+    node: Node, free_port: FreePort
+) -> None:
+    port = free_port()
+    entity = AE("ARCHIVE")
+    entity.add_supported_context(SC, [JPEGBaseline8Bit])
+    with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
+        node.owe(segmentation("2.25.1"), overlay("2.25.2"))
+        node.start(pacs(port))
+        wait_until("both are answered", lambda: node.counts() == {"stored": 1, "refused": 1})
+
+        assert node.ledger.rearm([DeliveryState.REFUSED], [], ["pacs"]) == 1
+        wait_until("it is answered", lambda: node.rows()["2.25.1"]["why"] is not None)
+
+    assert node.counts() == {"stored": 1, "refused": 1}
+    assert node.ledger.inspect.destinations().get("pacs", {}).get("down_since") is None
+
+
 @contextlib.contextmanager
 def declining(result: ContextResult) -> Iterator[int]:
     """The port of a peer that accepts associations and declines each context with `result`."""
@@ -906,3 +926,26 @@ def test_send_says_why_it_failed(
     (rejected,) = send([file], ("127.0.0.1", port), "ARCHIVE")
     assert not rejected.ok
     assert "rejected with" in str(rejected)
+
+
+@pytest.mark.parametrize(
+    ("called", "calling", "cure"),
+    [
+        ("OTHER", "XRAY1", "its AE title is not OTHER: correct --called"),
+        ("ARCHIVE", "OTHER", "add the AE title OTHER, .*or correct --calling"),
+    ],
+)
+def test_send_names_the_option_to_correct_when_it_is_rejected(
+    free_port: FreePort, called: str, calling: str, cure: str
+) -> None:
+    """It knows no settings, whose keys the deliver role names in its place."""
+    port = free_port()
+    entity = AE("ARCHIVE")
+    entity.add_supported_context(VERIFICATION)
+    entity.require_called_aet = True
+    entity.require_calling_aet = ["XRAY1"]
+    with serving(entity, port):
+        (rejected,) = send([], ("127.0.0.1", port), called, calling)
+
+    assert re.search(cure, str(rejected))
+    assert "destination" not in str(rejected)

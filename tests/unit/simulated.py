@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -65,6 +66,10 @@ class World:
     def restart(self) -> None:
         """Continue with a new courier, as another process would."""
         self._courier = _Courier(self)
+
+    def sends_no_more(self) -> None:
+        """No further result is queued."""
+        self._every_s = self._next_image_s = math.inf
 
     def counts(self) -> dict[str, int]:
         counts = self.ledger.inspect.counts()["deliveries"]

@@ -12,7 +12,7 @@ import pytest
 
 from daemon.alerts.watch import Watch
 from daemon.commands import status
-from daemon.dicom.link import NotAcceptedError
+from daemon.dicom.link import LinkDownError, NotAcceptedError
 from tests.unit.simulated import HOUR_S, MINUTE_S, Answers, World
 
 # Statuses for the archive's own troubles: processing failure, and an unassigned status.
@@ -158,6 +158,46 @@ def test_a_sop_class_that_is_rejected_alone_is_refused_once_others_are_stored(
     picky.run(8.5 * MINUTE_S)
     assert picky.counts() == {"stored": len(picky.made) - 1, "refused": 1}
     assert picky.destination()["down_since"] is None
+
+
+@pytest.mark.parametrize("is_declined", [False, True])
+def test_an_outage_ends_when_an_object_that_is_at_fault_is_answered_again(
+    world: Callable[..., World], is_declined: bool
+) -> None:
+    """Only that object is left when the archive is reached again: nothing can be stored."""
+
+    def answers(uid: str, seconds: float) -> int:
+        if 15 * MINUTE_S <= seconds < 40 * MINUTE_S:
+            raise LinkDownError("cannot connect")
+        if uid == "2.25.1" and is_declined:
+            raise NotAcceptedError("no presentation context", is_lasting=False)
+        return 0x0110 if uid == "2.25.1" else 0
+
+    quiet = world(answers, every_s=5 * MINUTE_S)
+    quiet.run(14 * MINUTE_S)
+    assert quiet.counts() == {"owed": 1, "stored": 2}
+    quiet.sends_no_more()
+    quiet.run(39 * MINUTE_S)
+    assert alarms(quiet).keys() == {"outage"}
+
+    quiet.run(59 * MINUTE_S)
+    assert quiet.counts() == {"owed": 1, "stored": 2}
+    assert quiet.destination()["down_since"] is None
+
+
+def test_a_lone_object_that_is_declined_for_a_passing_reason_is_no_outage(
+    world: Callable[..., World],
+) -> None:
+    """The other contexts of its associations are accepted."""
+
+    def answers(_: str, __: float) -> int:
+        raise NotAcceptedError("no presentation context", is_lasting=False, accepts_others=True)
+
+    alone = world(answers, every_s=1000 * HOUR_S)
+    alone.ledger.note_destination("pacs", "an earlier process: cannot connect", 1.0)
+    alone.run(HOUR_S - MINUTE_S)
+    assert alone.counts() == {"owed": 1}
+    assert alone.destination()["down_since"] is None
 
 
 def test_an_outage_noted_by_another_courier_ends_once_an_object_is_stored(
