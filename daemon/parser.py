@@ -581,13 +581,25 @@ def _add_demo(commands: _Commands) -> None:
 
 
 def _day(text: str) -> date:
-    day = date.fromisoformat(text)
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} found, a day such as 2026-11-30 wanted"
+        ) from None
+
     _require_year(day.year)
     return day
 
 
 def _time(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} found, a time such as 2026-11-30T18:00 or 2026-11-30 wanted"
+        ) from None
+
     _require_year(moment.year)
     return moment if moment.tzinfo else moment.astimezone()
 

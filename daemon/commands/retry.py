@@ -33,10 +33,14 @@ class Retried:
     rearmed: int
     readdressed: int = 0
     hastened: int = 0
-    # Deliveries that were not re-addressed, since the destination does not take their kind.
+    # Deliveries that were not re-addressed: the destination does not take their kind, or the same
+    # result is addressed to it already.
     not_taken: int = 0
+    already_there: int = 0
     # Destinations of refused deliveries that are not in the settings.
     unknown: Sequence[str] = ()
+    # The name to send from, where nothing is owed to it and nothing was refused under it.
+    unaddressed: str = ""
 
     @property
     def count(self) -> int:
@@ -49,6 +53,13 @@ class Retried:
             parts.append(f"{self.readdressed} re-addressed")
         if self.not_taken:
             parts.append(f"{self.not_taken} stay: their kind is not in the destination's `results`")
+        if self.already_there:
+            parts.append(
+                f"{self.already_there} stay: the same results are addressed to the destination "
+                "already"
+            )
+        if self.unaddressed:
+            parts.append(f"nothing is owed to {self.unaddressed} or was refused by it")
         if self.hastened:
             parts.append(f"{self.hastened} due now")
         if self.unknown:
@@ -61,10 +72,15 @@ def retry(ledger: Ledger, wanted: Wanted, configured: Mapping[str, Collection[st
     """Carry out the request. `configured`: the kinds of results by destination of the settings."""
     to = wanted.to_destination
     if wanted.from_destination is not None and to is not None:
-        moved, not_taken = ledger.readdress(
-            wanted.from_destination, to, configured[to], wanted.uids, wanted.by
+        done = ledger.readdress(wanted.from_destination, to, configured[to], wanted.uids, wanted.by)
+        return Retried(
+            0,
+            done.moved,
+            not_taken=done.not_taken,
+            already_there=done.already_there,
+            unaddressed="" if any(done) else wanted.from_destination,
+            unknown=_unknown(ledger, configured),
         )
-        return Retried(0, moved, not_taken=not_taken, unknown=_unknown(ledger, configured))
 
     # A failed image has no destination yet.
     states = [DeliveryState.REFUSED.value] if to else wanted.states

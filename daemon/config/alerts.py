@@ -174,5 +174,8 @@ class Alerts(Settings):
     @model_validator(mode="after")
     def _somebody_is_told(self) -> Alerts:
         if self.mail is None and self.webhook is None:
-            raise ValueError("`mail`, `webhook`, or both")
+            raise ValueError(
+                "limits and a route for the messages: add `mail` (`host`, `sender`, `recipients`), "
+                "`webhook` (`url`), or both"
+            )
         return self

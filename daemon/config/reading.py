@@ -17,11 +17,15 @@ from daemon.config.schema import Config
 from daemon.config.terms import closest
 from daemon.exits import CannotStartError
 
+_GROUP = "keys and values below it"
+_LIST = "a list, such as [A, B]"
 # YAML's names of types in place of pydantic's, by the type of the error.
 _WANTED = {
-    "model_type": "keys and values below it",
-    "model_attributes_type": "keys and values below it",
-    "tuple_type": "a list, such as [A, B]",
+    "model_type": _GROUP,
+    "model_attributes_type": _GROUP,
+    "tuple_type": _LIST,
+    "int_type": "an integer, without quotes",
+    "float_type": "a number, without quotes or unit",
     "string_type": "text",
     "bool_type": "true or false",
 }
@@ -192,6 +196,11 @@ def _explain(found: Any, error: dict[str, Any]) -> str:
 
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     message = _WANTED.get(error["type"], message)
+    inner = _known_keys().get(".".join(key for key in keys if isinstance(key, str)))
+    if inner and message == _GROUP:
+        message += f": {', '.join(inner)}"
+    elif inner and message == _LIST:
+        message = f"a list, each entry after a hyphen, with the keys {', '.join(inner)}"
     if not where:
         return message
 
@@ -230,18 +239,19 @@ def _suggestion(keys: list[Any]) -> str:
     return ""
 
 
-def _known_keys() -> dict[str, set[str]]:
+def _known_keys() -> dict[str, list[str]]:
     """The known keys by place: "" is the top level, "retention" and "alerts.mail" are groups.
 
     Entries of a list belong to the place of the list.
     """
     schema = Config.model_json_schema()
-    known: dict[str, set[str]] = {}
+    known: dict[str, list[str]] = {}
     waiting = [("", schema)]
 
     while waiting:
         place, group = waiting.pop(0)
-        known.setdefault(place, set()).update(group["properties"])
+        keys = known.setdefault(place, [])
+        keys += [key for key in group["properties"] if key not in keys]
 
         for key, value in group["properties"].items():
             inner_place = f"{place}.{key}".lstrip(".")

@@ -31,6 +31,7 @@ from daemon.ledger.records import (
     DeliveryJob,
     ImageJob,
     LedgerLimits,
+    Readdressed,
     Recipient,
     StoredResult,
 )
@@ -1031,13 +1032,13 @@ class Ledger:
 
     def readdress(
         self, old: str, to: str, kinds: Collection[str], uids: Sequence[str] = (), by: str = ""
-    ) -> tuple[int, int]:
+    ) -> Readdressed:
         """Owe to `to`, and now, what is owed to `old` or was refused under that name.
 
         For a destination that was renamed: `old` has left the settings. `kinds`: of the results
         that `to` takes. `uids` are SOP Instance UIDs of results; an empty list means all. A result
         that is addressed to `to` already stays, and so does a refused one whose bytes retention
-        gave up. Returns how many go to `to`, and how many stay since `to` does not take their kind.
+        gave up.
         """
         other = deliveries.alias()
         has_one = sa.exists().where(
@@ -1051,7 +1052,6 @@ class Ledger:
             deliveries.c.destination == old,
             sa.or_(state_is(deliveries, "owed"), state_is(deliveries, "refused")),
             _is_of_results(uids),
-            ~are_taken,
         )
 
         with self._database.transaction() as (conn, now):
@@ -1076,7 +1076,10 @@ class Ledger:
                 what = f"retry: {count} for {old} are sent to {to}"
                 self._audit_command(conn, now, by, what)
             self._database.ring(conn)
-            return count, int(conn.execute(stay).scalar() or 0)
+
+            not_taken = conn.execute(stay.where(~are_taken)).scalar_one()
+            already_there = conn.execute(stay.where(are_taken, has_one)).scalar_one()
+            return Readdressed(count, not_taken, already_there)
 
     def hasten(
         self, destinations_now: Collection[str], uids: Sequence[str] = (), by: str = ""

@@ -62,6 +62,16 @@ class Recipient(NamedTuple):
     host: str = ""
 
 
+class Readdressed(NamedTuple):
+    """The outcome of sending what is addressed to one destination to another."""
+
+    moved: int
+    # They stay, because the other destination does not take their kind.
+    not_taken: int
+    # They stay, because the same result is addressed to the other destination already.
+    already_there: int
+
+
 @dataclass(frozen=True)
 class AuditRow:
     """One audit event that still waits. `facts` are named in daemon/audit/message.py."""

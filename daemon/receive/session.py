@@ -118,9 +118,8 @@ class Session:
         words = list(dict.fromkeys(_in_words(each) for each in by_surprise))
         shown = "; ".join(words[:_DECLINED_SHOWN])
         more = "; ..." if len(words) > _DECLINED_SHOWN else ""
-        count = len(self.declined)
-        which = "every" if count == self.proposed else f"{count} of {self.proposed}"
-        return f"declined {which} proposed presentation context(s): {shown}{more}"
+        which = f"{len(self.declined)} of {self.proposed}"
+        return f"declined {which} proposed presentation contexts: {shown}{more}"
 
     def echo(self, context: Context) -> int:
         if context.abstract_syntax != VERIFICATION:

@@ -73,7 +73,13 @@ def _readdress(visit: Visit, form: dict[str, str]) -> _Outcome:
         raise WrongFormError
     wanted = Wanted((), to_destination=name, by=visit.user, from_destination=old)
     retried = retry(visit.node.ledger, wanted, visit.node.settings.owed())
-    values = {"number": retried.readdressed, "left": retried.not_taken, "name": name, "old": old}
+    values = {
+        "number": retried.readdressed,
+        "left": retried.not_taken,
+        "already": retried.already_there,
+        "name": name,
+        "old": old,
+    }
     return "told_readdressed", values
 
 

@@ -371,10 +371,10 @@ TABLE: dict[str, tuple[str, str]] = {
         "{number} Objekte gehen erneut an {name}; {gone} nicht mehr, ihre Dateien sind gelöscht.",
     ),
     "told_readdressed": (
-        "{number} deliveries for {old} go to {name} now; {left} stay, {name} does not take their "
-        "kind.",
-        "{number} Lieferungen für {old} gehen nun an {name}; {left} bleiben, {name} nimmt ihre Art "
-        "nicht an.",
+        "{number} deliveries for {old} go to {name} now. {left} stay, because {name} does not take "
+        "their kind; {already} stay, because {name} has or awaits the same results.",
+        "{number} Lieferungen für {old} gehen nun an {name}. {left} bleiben, weil {name} ihre Art "
+        "nicht annimmt; {already} bleiben, weil {name} dieselben Ergebnisse hat oder erwartet.",
     ),
     # Images.
     "accession": ("Accession number", "Auftragsnummer"),

@@ -14,6 +14,7 @@ import yaml
 
 from daemon.installed import shipped_file
 from daemon.ledger import Arrival, Completion, Ledger
+from daemon.parser import parse
 from tests.commands import pleura
 
 
@@ -108,6 +109,22 @@ def test_status_and_retry_work(settings: Path, tmp_path: Path) -> None:
 
     assert pleura("retry", "-c", settings, "--state", "refused").stdout == "0 re-armed\n"
     assert pleura("retry", "-c", settings, "1.2.3").stdout == "1 re-armed\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["report", "--since", "yesterday"], "'yesterday' found, a day such as 2026-11-30 wanted"),
+        (["report", "--since", "2026-11-31"], "'2026-11-31' found, a day such as"),
+        (["resend", "--to", "pacs", "--since", "now"], "'now' found, a time such as 2026-11-30T18"),
+    ],
+)
+def test_a_wrong_day_or_time_is_told_the_form_that_is_wanted(
+    command: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(command)
+    assert words in capsys.readouterr().err
 
 
 def test_send_reports_that_nobody_listens(free_port: Callable[[], int]) -> None:

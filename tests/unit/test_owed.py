@@ -177,12 +177,15 @@ def test_retry_after_a_destinations_rename_addresses_the_new_name(bench: Bench) 
     assert bench.claim("new") == [refused, owed, twice, both]
     assert bench.claim("older") == [twice, both]
     assert bench.ledger.inspect.contradictions() == []
-    assert (
-        retry(
-            bench.ledger, Wanted((), to_destination="new", from_destination="old"), taking("new")
-        ).count
-        == 0
+
+    again = retry(
+        bench.ledger, Wanted((), to_destination="new", from_destination="old"), taking("new")
     )
+    assert (again.count, again.already_there) == (0, 1)
+    assert "1 stay: the same results are addressed to the destination already" in str(again)
+
+    mistyped = Wanted((), to_destination="new", from_destination="odl")
+    assert "nothing is owed to odl" in str(retry(bench.ledger, mistyped, taking("new")))
 
 
 def test_a_new_name_gets_the_kinds_it_takes_and_starts_without_history(bench: Bench) -> None:
