@@ -299,7 +299,9 @@ def _tls_listener(config: Config) -> str:
     assert config.tls is not None
     credentials = next(tls.credentials(config))
     versions = (config.tls.profile, config.tls.minimum_version)
-    context = tls.client_context("tls", credentials, credentials.certificate, True, *versions)
+    context = tls.client_context(
+        "tls.certificate", credentials, credentials.certificate, True, *versions
+    )
 
     try:
         with (

@@ -179,12 +179,19 @@ def _not_its_certificate(placed: Sequence[Peer], found: PeerCertificate | None) 
     wanted = " or ".join(
         describe_wanted(peer.certificate) for peer in placed if peer.certificate is not None
     )
-    shown = "no certificate" if found is None else f"'{found}' (SHA-256 {found.fingerprint})"
+    if found is None:
+        found_and_cure = (
+            "no certificate was found; let the sender use the TLS port and present its certificate"
+        )
+    else:
+        found_and_cure = (
+            f"'{found}' (SHA-256 {found.fingerprint}) was found; if the certificate was renewed, "
+            "correct peers[].certificate"
+        )
     return Rejection(
         # DICOM has no reason for a certificate.
         negotiation.NO_REASON_GIVEN,
-        f"the peers tie this AE title to the certificate with {wanted}, and {shown} was found; if "
-        "the certificate was renewed, correct peers[].certificate",
+        f"the peers tie this AE title to the certificate with {wanted}, and {found_and_cure}",
     )
 
 

@@ -176,11 +176,11 @@ class Listener:
         oldest = time.monotonic() - self._limits.request_s
         for waiting in [each for each in self._waiting.values() if each.since < oldest]:
             with contextlib.suppress(OSError):
-                if waiting.has_spoken():
-                    seconds = f"{self._limits.request_s:g} s"
+                if what := waiting.unfinished():
                     self._say(
                         waiting.address,
-                        f"no whole association request in {seconds} (limits.request_s)",
+                        f"no whole {what} in {self._limits.request_s:g} s (limits.request_s); "
+                        "look for a stall of the sender or of the network",
                     )
             self._drop(waiting.socket)
 

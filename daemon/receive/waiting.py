@@ -31,6 +31,7 @@ _OTHER_PROTOCOLS = (
     ((b"SSH-",), "an SSH hello", "this is a DICOM port"),
 )
 _PDU_NAMES = {each.value: f"a PDU {each.name}" for each in PduType}
+_REQUEST = "association request"
 
 
 class NoRequestError(Exception):
@@ -63,8 +64,8 @@ class Waiting(Protocol):
             NoRequestError, HandshakeError: something else came.
         """
 
-    def has_spoken(self) -> bool:
-        """Whether any byte has come. Raises OSError."""
+    def unfinished(self) -> str | None:
+        """What has begun and not become whole; None: no byte has come. Raises OSError."""
 
     def say_abort(self, unread_bytes: int) -> None:
         """Answer anything but a request (PS3.8 Table 9-10: Sta2, AA-1)."""
@@ -110,9 +111,9 @@ class PlainWaiting:
         self._await_bytes(whole)
         return None
 
-    def has_spoken(self) -> bool:
+    def unfinished(self) -> str | None:
         """The bytes lie unread in the kernel's buffer."""
-        return bool(_peek(self.socket, 1))
+        return _REQUEST if _peek(self.socket, 1) else None
 
     def say_abort(self, unread_bytes: int) -> None:
         """In plain bytes."""
@@ -165,12 +166,20 @@ class TlsWaiting:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _take_bytes(self) -> None:
+        """Raises HandshakeError if the peer breaks off its handshake.
+
+        Later it may close the connection: a load balancer's probe does so.
+        """
         try:
             data = self.socket.recv(_HANDSHAKE_BYTES, socket.MSG_DONTWAIT)
+            if not data:
+                raise ConnectionResetError("closed before an association request")
         except BlockingIOError:
             return
-        if not data:
-            raise ConnectionResetError("closed before an association request")
+        except ConnectionError as error:
+            if self._heard and not self._is_established:
+                raise HandshakeError(in_words(error, "tls", "tls.ca")) from error
+            raise
         self._heard += len(data)
         self._incoming.write(data)
 
@@ -228,9 +237,11 @@ class TlsWaiting:
         elif self.socket.send(data, socket.MSG_DONTWAIT) < len(data):
             raise ConnectionResetError("the peer does not read the handshake")
 
-    def has_spoken(self) -> bool:
-        """Any bytes have already been read."""
-        return self._heard > 0 or bool(_peek(self.socket, 1))
+    def unfinished(self) -> str | None:
+        """After the handshake, the request is due even if none of its bytes has come."""
+        if self._is_established:
+            return _REQUEST
+        return "TLS handshake" if self._heard or _peek(self.socket, 1) else None
 
     def say_abort(self, unread_bytes: int) -> None:
         """In plain bytes if no handshake has begun: such a peer does not speak TLS."""

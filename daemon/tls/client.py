@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-from daemon.config import Audit, Config, DicomDestination, Oidc
+from daemon.config import Audit, Config, DestinationTls, DicomDestination, Oidc
 from daemon.tls.contexts import Credentials, TlsError, client_context
 from daemon.tls.renewal import Renewed
 from daemon.tls.words import in_words
@@ -15,11 +15,13 @@ from daemon.tls.words import in_words
 class TlsClient:
     """Wraps connections to one peer."""
 
-    def __init__(self, where: str, context: Renewed, name: str | None) -> None:
-        """`name`: the name that the peer's certificate must have; None: the host that is connected
-        to.
+    def __init__(self, ours: str, trusted: str, context: Renewed, name: str | None) -> None:
+        """`ours`, `trusted`: the keys of the settings in force, as in_words() takes them.
+
+        `name`: the name that the peer's certificate must have; None: the host that is connected to.
         """
-        self._where = where
+        self._ours = ours
+        self._trusted = trusted
         self._context = context
         self._name = name
 
@@ -37,6 +39,10 @@ class TlsClient:
         except TlsError as error:
             connection.close()
             raise OSError(str(error)) from error
+        except (TimeoutError, ConnectionError) as error:
+            # Also from an archive without TLS, which resets the connection or waits for a PDU.
+            connection.close()
+            raise OSError(in_words(error, self._ours, self._trusted)) from error
         except BaseException:
             connection.close()
             raise
@@ -44,7 +50,7 @@ class TlsClient:
     def in_words(self, error: OSError) -> str:
         """The meaning of an error of wrap() or of its connection, and the remedy."""
         if isinstance(error, ssl.SSLError):
-            return in_words(error, self._where, f"{self._where}.ca")
+            return in_words(error, self._ours, self._trusted)
         return error.strerror or str(error)
 
 
@@ -61,13 +67,22 @@ def destination_client(config: Config, destination: DicomDestination) -> TlsClie
 
     where = f"destinations[{destination.name}].tls"
     credentials = destination_credentials(config, destination)
+    trusted_key, trusted = _trusted_by(config, destination.name, theirs)
     is_pinned = theirs.pinned_certificate is not None
-    trusted = theirs.pinned_certificate or theirs.ca
-    if trusted is None and config.tls is not None:
-        trusted = config.tls.ca
     versions = (theirs.profile, theirs.minimum_version)
-    context = _renewed(where, credentials, trusted, is_pinned, versions)
-    return TlsClient(where, context, theirs.name)
+    context = _renewed(where, credentials, trusted_key, trusted, is_pinned, versions)
+    ours = credentials.where if credentials is not None else where
+    return TlsClient(ours, trusted_key, context, theirs.name)
+
+
+def _trusted_by(config: Config, name: str, theirs: DestinationTls) -> tuple[str, Path | None]:
+    """The file that an archive is verified against, and the key of the settings that names it."""
+    where = f"destinations[{name}].tls"
+    if theirs.pinned_certificate is not None:
+        return f"{where}.pinned_certificate", theirs.pinned_certificate
+    if theirs.ca is None and config.tls is not None and config.tls.ca is not None:
+        return "tls.ca", config.tls.ca
+    return f"{where}.ca", theirs.ca
 
 
 def repository_client(audit: Audit) -> TlsClient | None:
@@ -76,13 +91,15 @@ def repository_client(audit: Audit) -> TlsClient | None:
         return None
 
     credentials = repository_credentials(audit)
-    context = _renewed("audit", credentials, audit.ca, False, ("non-downgrading", "1.2"))
-    return TlsClient("audit", context, None)
+    versions = ("non-downgrading", "1.2")
+    context = _renewed("audit", credentials, "audit.ca", audit.ca, False, versions)
+    return TlsClient("audit", "audit.ca", context, None)
 
 
 def provider_context(oidc: Oidc) -> Renewed:
     """The context of connections to the OpenID Connect provider."""
-    return _renewed("web.oidc", None, oidc.ca, False, ("non-downgrading", "1.2"))
+    versions = ("non-downgrading", "1.2")
+    return _renewed("web.oidc", None, "web.oidc.ca", oidc.ca, False, versions)
 
 
 def repository_credentials(audit: Audit) -> Credentials | None:
@@ -110,6 +127,7 @@ def destination_credentials(config: Config, destination: DicomDestination) -> Cr
 def _renewed(
     where: str,
     credentials: Credentials | None,
+    trusted_key: str,
     trusted: Path | None,
     is_pinned: bool,
     versions: tuple[str, str],
@@ -120,7 +138,7 @@ def _renewed(
 
     return Renewed(
         where,
-        lambda pair: client_context(where, pair, trusted, is_pinned, *versions),
+        lambda pair: client_context(trusted_key, pair, trusted, is_pinned, *versions),
         files,
         credentials,
     )

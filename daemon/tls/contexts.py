@@ -174,7 +174,7 @@ def server_context(
 
 
 def client_context(
-    where: str,
+    trusted_key: str,
     credentials: Credentials | None,
     trusted: Path | None,
     is_pinned: bool,
@@ -183,9 +183,9 @@ def client_context(
 ) -> ssl.SSLContext:
     """The context for connections that this node opens.
 
-    `trusted`: a file of certificates, or None for the system's. `is_pinned`: it holds the peer's
-    own certificate, so the name in it is not compared. An expired certificate of ours is presented:
-    the peer decides.
+    `trusted`: a file of certificates, or None for the system's; `trusted_key`: the key of the
+    settings that names it. `is_pinned`: it holds the peer's own certificate, so the name in it is
+    not compared. An expired certificate of ours is presented: the peer decides.
 
     Raises:
         TlsError: a file cannot be used.
@@ -200,7 +200,7 @@ def client_context(
     if trusted is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
-        _trust(context, f"{where}.{'pinned_certificate' if is_pinned else 'ca'}", trusted)
+        _trust(context, trusted_key, trusted)
     return context
 
 

@@ -7,6 +7,7 @@ import ssl
 # X509_V_ERR_* of x509_vfy.h.
 _NOT_YET_VALID = 9
 _EXPIRED = 10
+_WRONG_PURPOSE = 26
 _HOSTNAME_MISMATCH = 62
 _IP_ADDRESS_MISMATCH = 64
 _UNTRUSTED = (2, 18, 19, 20, 21)
@@ -25,12 +26,19 @@ _OTHER_VERSION = (
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE")
 
 
-def in_words(error: ssl.SSLError, ours: str, trusted: str) -> str:
-    """A failed handshake in words.
+def in_words(error: OSError, ours: str, trusted: str) -> str:
+    """A handshake that failed, or that the peer broke off, in words.
 
-    `ours`: the key of the settings that names our certificate; `trusted`: the key that names the
+    `ours`: the key of the settings that holds our certificate; `trusted`: the key that names the
     certificates that a peer is verified against.
     """
+    if isinstance(error, TimeoutError):
+        return (
+            "it did not complete the TLS handshake in time; does it speak TLS at this port, and "
+            "does a firewall let it answer?"
+        )
+    if isinstance(error, ConnectionError):
+        return _broken_off(ours)
     if isinstance(error, ssl.SSLCertVerificationError):
         return _unverified(error, trusted)
 
@@ -52,11 +60,15 @@ def in_words(error: ssl.SSLError, ours: str, trusted: str) -> str:
     if reason in _NO_TLS:
         return "it answers without TLS; switch TLS on there, or give the port that speaks TLS"
     if not reason or "EOF" in reason:
-        return (
-            "it closed the connection during the handshake; does it speak TLS at this port, and "
-            f"trust the issuer of {ours}.certificate?"
-        )
-    return f"TLS failed ({_plain(reason)})"
+        return _broken_off(ours)
+    return f"TLS failed ({_plain(reason)}); look for the fault in the log of the other side"
+
+
+def _broken_off(ours: str) -> str:
+    return (
+        "it closed the connection during the handshake; does it speak TLS at this port, and "
+        f"trust the issuer of {ours}.certificate?"
+    )
 
 
 def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
@@ -78,7 +90,13 @@ def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
             f"{trusted}"
         )
 
-    return f"its certificate is refused ({said})"
+    if code == _WRONG_PURPOSE:
+        return (
+            f"its certificate is not for this use ({said}); issue one with the extended key usages "
+            "serverAuth and clientAuth, or with none"
+        )
+
+    return f"its certificate is refused ({said}); issue another one"
 
 
 def _plain(reason: str) -> str:

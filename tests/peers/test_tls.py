@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -251,7 +252,7 @@ def test_a_peer_that_is_tied_to_a_certificate_is_accepted_only_with_it(
     wait_until("both are logged", lambda: caplog.text.count("tie this AE") == 2)
     told = caplog.text
     assert "subject 'CN=XRAY1', and 'CN=other" in told
-    assert "and no certificate was found" in told
+    assert "no certificate was found; let the sender use the TLS port" in told
     assert node.received() == 1
 
 
@@ -311,8 +312,44 @@ def test_500_half_handshakes_cost_no_thread_and_lock_nobody_out(
         assert send(config, picture) == [0x0000]
 
 
+# SO_LINGER on, for no time: close() resets the connection.
+_RESET = struct.pack("ii", 1, 0)
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+def test_a_peer_that_breaks_off_its_handshake_is_logged(
+    start: Callable[..., Node], how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some senders close without an alert, for example when they do not trust the node."""
+    node = start()
+    with node_connection(node.tls_port) as half:
+        half.sendall(client_hello())
+        assert half.recv(1)
+        if how == "reset":
+            half.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+    line = "the TLS handshake failed: it closed the connection during the handshake"
+    wait_until("the line is there", lambda: line in caplog.text)
+    assert "trust the issuer of tls.certificate" in caplog.text
+
+
+def test_a_peer_that_closes_before_or_after_its_handshake_is_not_logged(
+    start: Callable[..., Node], ca: Authority, xray: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Load balancers probe a port so."""
+    node = start()
+    context = ssl.create_default_context(cafile=ca.certificate)
+    context.load_cert_chain(xray.certificate, xray.key)
+    node_connection(node.tls_port).close()
+    with node_connection(node.tls_port) as plain:
+        context.wrap_socket(plain, server_hostname="localhost").close()
+
+    wait_until("no connection waits", lambda: not node.receiver.waiting_connections)
+    assert "ended" not in caplog.text
+
+
 def test_a_half_handshake_and_a_silent_peer_after_it_end_at_the_deadline(
-    start: Callable[..., Node], ca: Authority, xray: Pair
+    start: Callable[..., Node], ca: Authority, xray: Pair, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = start(limits=Limits(request_s=0.2))
     context = ssl.create_default_context(cafile=ca.certificate)
@@ -324,6 +361,8 @@ def test_a_half_handshake_and_a_silent_peer_after_it_end_at_the_deadline(
                 pass
             assert silent.recv(1) == b""
     wait_until("no connection waits", lambda: not node.receiver.waiting_connections)
+    for what in ("TLS handshake", "association request"):
+        assert f"no whole {what} in 0.2 s (limits.request_s); look for a stall" in caplog.text
 
 
 @pytest.fixture

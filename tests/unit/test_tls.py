@@ -4,6 +4,7 @@ messages.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -33,6 +34,7 @@ from daemon.tls import (
     Credentials,
     PeerCertificate,
     Renewed,
+    TlsClient,
     TlsError,
     client_context,
     destination_client,
@@ -425,6 +427,70 @@ def test_unusable_files_of_one_destination_affect_only_that_destination(
     with pytest.raises(RefusedError, match=r"destinations\[other\].tls"):
         deliverer.check(Config.model_validate(renamed))
     ledger.close()
+
+
+@pytest.mark.parametrize("archive", ["closes", "is silent"])
+def test_an_archive_that_does_not_speak_tls_is_told_with_advice(
+    ca: Authority, node: Pair, archive: str
+) -> None:
+    """An archive without TLS resets the connection, or waits for the rest of a PDU."""
+    ours = {**node.settings(), "ca": str(ca.certificate)}
+    secure = inheriting(ours)
+    near, far = socket.socketpair()
+    near.settimeout(0.1)
+    if archive == "closes":
+        far.close()
+    with far, pytest.raises(OSError, match="does it speak TLS at this port") as failed:
+        secure.wrap(near, "127.0.0.1")
+    assert secure.in_words(failed.value) == str(failed.value)
+
+
+def test_an_inherited_file_is_named_by_the_key_that_holds_it(
+    ca: Authority, node: Pair, stranger: Pair
+) -> None:
+    """`tls: true` takes certificate and list from the node's own settings."""
+    ours = {**node.settings(), "ca": str(ca.certificate)}
+    secure = inheriting(ours)
+    near, far = socket.socketpair()
+    archive = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    archive.load_cert_chain(stranger.certificate, stranger.key)
+    thread = threading.Thread(target=lambda: refused_by(archive, far))
+    thread.start()
+    with pytest.raises(ssl.SSLError) as refused:
+        secure.wrap(near, "127.0.0.1")
+    thread.join()
+    assert secure.in_words(refused.value).endswith("add it or its issuer to tls.ca")
+
+    alert = ssl.SSLError()
+    alert.reason = "TLSV1_ALERT_UNKNOWN_CA"
+    assert "trust the issuer of tls.certificate" in secure.in_words(alert)
+
+
+def inheriting(ours: dict[str, str]) -> TlsClient:
+    """TLS toward an archive whose settings say only `tls: true`."""
+    pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104, "tls": True}
+    config = Config.model_validate({"tls": ours, "destinations": [pacs]})
+    (there,) = config.destinations
+    assert isinstance(there, DicomDestination)
+    secure = destination_client(config, there)
+    assert secure is not None
+    return secure
+
+
+def refused_by(context: ssl.SSLContext, connection: socket.socket) -> None:
+    """Serve a handshake that the other side refuses."""
+    with connection, contextlib.suppress(OSError):
+        context.wrap_socket(connection, server_side=True)
+
+
+def test_a_certificate_for_another_use_is_refused_with_the_use(ca: Authority, node: Pair) -> None:
+    """Web servers' certificates often allow servers only, and some senders present one."""
+    pair = ca.issue("web", extensions=("extendedKeyUsage=serverAuth",))
+    with pytest.raises(ssl.SSLError) as refused:
+        handshake(server(ca, node), client(ca, pair))
+    message = in_words(refused.value, "tls", "tls.ca")
+    assert "not for this use" in message
+    assert "serverAuth and clientAuth" in message
 
 
 def test_a_destination_is_reachable_once_its_files_exist(

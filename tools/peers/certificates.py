@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,18 @@ class Authority:
         self._key = folder / "ca.key"
         self._made(["req", "-x509", "-days", "3"], self._key, self.certificate, f"/CN={name}")
 
-    def issue(self, name: str, subject: str = "", names: str = _NAMES) -> Pair:
-        """A certificate for server and client, valid for three days."""
+    def issue(
+        self, name: str, subject: str = "", names: str = _NAMES, extensions: Sequence[str] = ()
+    ) -> Pair:
+        """A certificate for server and client unless `extensions` say else; for three days."""
         pair = Pair(self._folder / f"{name}.pem", self._folder / f"{name}.key")
         command = ["req", "-x509", "-days", "3", "-CA", self.certificate, "-CAkey", self._key]
-        extensions = ["-addext", names, "-addext", "basicConstraints=CA:FALSE"]
-        self._made([*command, *extensions], pair.key, pair.certificate, subject or f"/CN={name}")
+        added = [
+            part
+            for extension in (names, "basicConstraints=CA:FALSE", *extensions)
+            for part in ("-addext", extension)
+        ]
+        self._made([*command, *added], pair.key, pair.certificate, subject or f"/CN={name}")
         return pair
 
     def issue_expired(self, name: str) -> Pair:
