@@ -34,7 +34,7 @@ class Heartbeat:
         self._ledger = ledger
         self._jobs = jobs
         self._period_s = ledger.limits.lease_s / _BEATS_PER_LEASE
-        self._outage = Outage(log, "leases cannot be renewed: the ledger")
+        self._outage = Outage(log, "leases: the ledger")
 
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -83,7 +83,7 @@ class SignsOfLife:
         self._role = role
         self._ready = ready
         self._every_s = every_s
-        self._outage = Outage(log, f"{role}: no heartbeat: the ledger")
+        self._outage = Outage(log, f"{role}: heartbeat: the ledger")
 
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signs-of-life", daemon=True)

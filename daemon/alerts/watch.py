@@ -50,7 +50,7 @@ class Watch:
         self._files_due_at = 0.0
         self._unresolved: list[Unresolved] = []
         self._failures_due_at = 0.0
-        self._outage = Outage(log, "the node cannot be looked at: the ledger")
+        self._outage = Outage(log, "watch for troubles: the ledger")
 
     def take(self, config: Config) -> None:
         """Look with new settings from now on."""

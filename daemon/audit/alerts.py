@@ -11,7 +11,7 @@ import threading
 import time
 from queue import Full, Queue
 
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, Outage
 
 log = logging.getLogger("pleura.audit")
 
@@ -30,6 +30,7 @@ class Alerts:
         self._queue: Queue[dict[str, str] | None] = Queue(_WAITING)
         self._told: dict[tuple[str, str], float] = {}
         self._stopping = threading.Event()
+        self._outage = Outage(log, "audit: a refusal is not recorded yet: the ledger")
         self._thread = threading.Thread(target=self._run, name="alerts", daemon=True)
 
     def start(self) -> None:
@@ -69,8 +70,9 @@ class Alerts:
     def _record(self, facts: dict[str, str]) -> bool:
         try:
             self._ledger.record_audit("refused", facts)
-        except Exception:
+        except Exception as error:
             # The loop's only catch-all: an unreachable ledger comes back.
-            log.exception("audit: a refusal cannot be recorded; trying again")
+            self._outage.failed(error)
             return False
+        self._outage.over()
         return True

@@ -20,7 +20,7 @@ from daemon.audit.message import Source
 from daemon.audit.syslog import Channel, formatted, open_channel
 from daemon.backoff import Backoff
 from daemon.config import Audit, Config
-from daemon.ledger import AuditRow, Ledger, owner_name
+from daemon.ledger import AuditRow, Ledger, Outage, owner_name
 from daemon.spool import Spool
 from daemon.tls import TlsClient, repository_client
 
@@ -49,14 +49,16 @@ class AuditSender:
 
     def run(self, stop: threading.Event) -> None:
         """Send until `stop` is set."""
+        outage = Outage(log, "audit: the ledger")
         while not stop.is_set():
             try:
                 sent = self._turn()
-            except Exception:
+            except Exception as error:
                 # The loop's only catch-all: an unreachable ledger comes back.
-                log.exception("audit: the ledger is in trouble; trying again")
+                outage.failed(error)
                 stop.wait(_LEDGER_PAUSE_S)
                 continue
+            outage.over()
 
             if self._failures:
                 stop.wait(self._backoff.pause_s(self._failures))

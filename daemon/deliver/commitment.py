@@ -27,7 +27,7 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, commitment_
 from daemon.dicom.outgoing import UnsendableError
 from daemon.dicom.requestor import EventReport
 from daemon.dicom.tables import STORAGE_COMMITMENT, STORAGE_COMMITMENT_INSTANCE, Status
-from daemon.ledger import CommitmentRequest, Ledger, Outage
+from daemon.ledger import CommitmentRequest, Ledger, Outage, log_failure
 
 log = logging.getLogger("pleura.commitment")
 
@@ -155,9 +155,9 @@ class Asker:
         except ReportError as error:
             log.warning("%s: a storage commitment report is not accepted: %s", name, error)
             return error.status
-        except Exception:
+        except Exception as error:
             # The handler's only catch-all. The archive may report again, and is asked again.
-            log.exception("%s: a storage commitment report could not be processed", name)
+            log_failure(log, f"{name}: a storage commitment report is not recorded", error)
             return Status.PROCESSING_FAILURE
 
         log.info("%s %s", name, report)

@@ -30,7 +30,14 @@ from daemon.dicom.link import Link, LinkDownError, NotAcceptedError, Remote, pro
 from daemon.dicom.outgoing import FileGoneError, Outgoing, UnsendableError
 from daemon.dicom.requestor import Answer
 from daemon.heartbeat import Heartbeat
-from daemon.ledger import DeliveryJob, Ledger, Outage, Recipient, owner_name
+from daemon.ledger import (
+    DeliveryJob,
+    Ledger,
+    Outage,
+    Recipient,
+    log_failure,
+    owner_name,
+)
 from daemon.ledger.timeline import Stopwatch
 from daemon.spool import Spool, SpoolError
 
@@ -219,9 +226,9 @@ class Courier:
         """Tell `pleura status` how the destination is."""
         try:
             self._ledger.note_destination(self._destination.name, trouble, pause_s, answer)
-        except Exception:
-            # Deliveries go on. If the ledger is unreachable, the next turn logs it.
-            log.exception("%s: its state could not be recorded", self._destination.name)
+        except Exception as error:
+            # Deliveries go on.
+            log_failure(log, f"{self._destination.name}: its state could not be recorded", error)
 
     def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
         """Claim and send what is due; None if nothing was due."""

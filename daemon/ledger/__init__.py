@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from daemon.ledger.generations import BusyError, Found, Generation, Taker
     from daemon.ledger.inspect import Inspection
     from daemon.ledger.ledger import Ledger
-    from daemon.ledger.outage import Outage, describe
+    from daemon.ledger.outage import Outage, describe, is_outage, log_failure
     from daemon.ledger.processes import owner_name, this_machine
     from daemon.ledger.records import (
         Arrival,
@@ -43,7 +43,7 @@ _NAMES = {
     "generations": "BusyError Found Generation Taker",
     "inspect": "Inspection",
     "ledger": "Ledger",
-    "outage": "Outage describe",
+    "outage": "Outage describe is_outage log_failure",
     "processes": "owner_name this_machine",
     "records": "Arrival AuditRow CommitmentRequest Completion DeliveryJob ImageJob KeptFile "
     "LedgerLimits Recipient SameReason StoredResult",
@@ -96,6 +96,8 @@ __all__ = [
     "WeeklyCount",
     "accession_digest",
     "describe",
+    "is_outage",
+    "log_failure",
     "owner_name",
     "this_machine",
 ]

@@ -42,6 +42,9 @@ _BEGIN_WRITING = "BEGIN IMMEDIATE"
 _CREATING = 0x706C6575
 # How long to wait for the writers of a table. Their transactions take milliseconds.
 _WRITERS_S = 2
+# How long a statement waits for a lock that another program holds, such as a backup or a person's
+# session. Then it fails, the sender keeps its image, and the log names the lock.
+_LOCK_S = 30
 # The pause of a waiting thread while the server is unreachable.
 _WITHOUT_BELL_S = 0.2
 # libpq gives up on a server that vanished silently after half a minute. A later try finds its
@@ -53,13 +56,19 @@ _LIBPQ: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,  # milliseconds
 }
+# PostgreSQL: part of the first statement of each transaction. The database's own limit stays.
+_LIMIT_LOCKS = f"""
+       set_config('lock_timeout',
+                  CASE WHEN current_setting('lock_timeout') = '0' THEN '{_LOCK_S}s'
+                       ELSE current_setting('lock_timeout') END, true)
+"""
 # PostgreSQL: the first statement of each writing transaction. Its settings end with the
 # transaction, because PgBouncer in transaction mode lends a connection for no longer, and refuses
 # settings at its start. An answered commit survives power loss, whatever the server's default; a
 # stronger setting stays. The server gives up on a vanished host of ours after half a minute, so
 # that no row stays locked.
-_BEGIN_ON_SERVER = """
-SELECT extract(epoch FROM clock_timestamp()),
+_BEGIN_ON_SERVER = f"""
+SELECT extract(epoch FROM clock_timestamp()), {_LIMIT_LOCKS},
        set_config('synchronous_commit',
                   CASE WHEN current_setting('synchronous_commit') IN ('off', 'local') THEN 'on'
                        ELSE current_setting('synchronous_commit') END, true),
@@ -68,7 +77,10 @@ SELECT extract(epoch FROM clock_timestamp()),
        set_config('tcp_keepalives_interval', '5', true),
        set_config('tcp_keepalives_count', '3', true),
        set_config('tcp_user_timeout', '25000', true)
-"""
+"""  # noqa: S608
+# PostgreSQL: the first statement of each transaction that reads. Only the lock of a whole table can
+# hold it up.
+_BEGIN_READING_ON_SERVER = f"SELECT {_LIMIT_LOCKS}"
 _BEGAN_AT = "began at"
 _RINGS = "rings"
 
@@ -388,13 +400,16 @@ def _postgresql(url: sa.URL, read_only: bool) -> Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if read_only:
-            # Bypasses SQLAlchemy, which would declare a cursor for it when rows are streamed.
-            with cast(Any, connection.connection.driver_connection).cursor() as cursor:
-                cursor.execute("SET TRANSACTION READ ONLY")
-        elif connection.get_execution_options().get("write", True):
+        if not read_only and connection.get_execution_options().get("write", True):
             now = connection.exec_driver_sql(_BEGIN_ON_SERVER).scalar_one()
             connection.info[_BEGAN_AT] = float(now)
+            return
+
+        # Bypasses SQLAlchemy, which would declare a cursor for it when rows are streamed.
+        with cast(Any, connection.connection.driver_connection).cursor() as cursor:
+            if read_only:
+                cursor.execute("SET TRANSACTION READ ONLY")
+            cursor.execute(_BEGIN_READING_ON_SERVER)
 
     return engine
 
@@ -402,7 +417,7 @@ def _postgresql(url: sa.URL, read_only: bool) -> Engine:
 def _sqlite_read_only(url: sa.URL) -> Engine:
     def connect() -> sqlite3.Connection:
         at = f"{Path(str(url.database)).resolve().as_uri()}?mode=ro"
-        return sqlite3.connect(at, uri=True, timeout=30, check_same_thread=False)
+        return sqlite3.connect(at, uri=True, timeout=_LOCK_S, check_same_thread=False)
 
     engine = sa.create_engine(url, creator=connect, paramstyle="named")
 
@@ -420,7 +435,7 @@ def _sqlite_read_only(url: sa.URL) -> Engine:
 def _sqlite(url: sa.URL) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30}, paramstyle="named")
+    engine = sa.create_engine(url, connect_args={"timeout": _LOCK_S}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

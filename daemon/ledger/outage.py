@@ -6,7 +6,9 @@ import logging
 import re
 import time
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+
+from daemon.ledger.errors import LedgerError, UndecidedError
 
 # libpq does not pass on the SQLSTATE of a refused connection, so the message's words identify the
 # class. PostgreSQL, Appendix A: error codes. Advice for the operator in the third column.
@@ -21,7 +23,16 @@ _REFUSALS = (
     ("shutting down", "57P01", "the server stops"),
     ("Connection refused", "08001", "no server listens there"),
     ("could not translate host name|Name or service not known", "08001", "unknown host"),
-    ("timeout|timed out", "08001", "the server does not answer"),
+    (
+        "database is locked",
+        None,
+        "another program holds its lock: end it (`fuser -v` with the file's path shows it)",
+    ),
+    (
+        "lock timeout",
+        None,
+        "another session holds a lock on its tables: end it (`select * from pg_stat_activity`)",
+    ),
     (
         "readonly database|unable to open database file|Permission denied",
         None,
@@ -33,6 +44,7 @@ _REFUSALS = (
         "make the user of `ledger` the owner of the database and of its tables (docs/machines.md)",
     ),
     ("is malformed", None, "the file is damaged: restore it from a backup (docs/backup.md)"),
+    ("timeout|timed out", "08001", "the server does not answer"),
     ("closed the connection|connection is lost|closed unexpectedly", "08006", "the server went"),
 )
 _MOST_CHARACTERS = 200
@@ -41,6 +53,10 @@ _PASSWORD = re.compile(r"(://[^:/@\s]+:)[^@\s]+@|(password=)\S+")
 
 def describe(error: BaseException) -> str:
     """One line: SQLSTATE or SQLite's code, class, text and advice. Never a password or a value."""
+    if isinstance(error, LedgerError):
+        return str(error)
+    if isinstance(error, UndecidedError) and error.__cause__ is not None:
+        return f"{describe(error.__cause__)}; the commit was not answered"
     if not isinstance(error, DBAPIError) or error.orig is None:
         is_ours = isinstance(error, SQLAlchemyError)
         return type(error).__name__ if is_ours else f"{type(error).__name__}: {_words(error)}"
@@ -66,6 +82,21 @@ def _words(error: BaseException) -> str:
     return _PASSWORD.sub(r"\1\2***", chosen)[:_MOST_CHARACTERS]
 
 
+def is_outage(error: BaseException) -> bool:
+    """Whether the database cannot do its work now: its text holds no value of a row."""
+    return isinstance(error, OperationalError)
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether a server, a disk or a file may fail like this. Any other error may be our bug."""
+    return isinstance(error, (SQLAlchemyError, LedgerError, OSError))
+
+
+def log_failure(log: logging.Logger, what: str, error: Exception) -> None:
+    """One line about one failure. `what`: for the log, such as "a report is not recorded"."""
+    log.error("%s: %s", what, describe(error), exc_info=None if is_expected(error) else error)
+
+
 class Outage:
     """Logs one line when trouble begins or changes, and one when it is over.
 
@@ -86,8 +117,7 @@ class Outage:
         if not self._said:
             self._began = time.monotonic()
         if said != self._said:
-            is_expected = isinstance(error, (SQLAlchemyError, OSError))
-            traceback = None if is_expected else error
+            traceback = None if is_expected(error) else error
             self._log.error("%s: %s; retrying", self._what, said, exc_info=traceback)
         self._said = said
 

@@ -9,7 +9,7 @@ from daemon.dicom.acceptor import Context
 from daemon.dicom.commitment import Fate, ReportError, read_report
 from daemon.dicom.pdu import CommandSet, Element
 from daemon.dicom.tables import Status
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, log_failure
 
 log = logging.getLogger("pleura.commitment")
 
@@ -27,9 +27,9 @@ def take_report(
     """
     try:
         return _take_report(command, information, context, destinations, ledger)
-    except Exception:
+    except Exception as error:
         # The handler's only catch-all. The archive may report again, and is asked again.
-        log.exception("a storage commitment report could not be processed")
+        log_failure(log, "a storage commitment report is not recorded", error)
         return Status.PROCESSING_FAILURE
 
 

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError
+from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError, describe, is_outage
 from daemon.spool import BytesLike, Spool, SpoolError, Unfinished
 
 log = logging.getLogger("pleura.receive")
@@ -30,6 +30,10 @@ class NoRoomError(Exception):
 
     The sender must keep it.
     """
+
+
+class NotCommittedError(NoRoomError):
+    """The spool or the ledger cannot commit it. The message says which, and why."""
 
 
 class Intake:
@@ -104,7 +108,7 @@ class Intake:
     def commit(self, arrival: Arrival) -> None:
         """Returns when file name and row are durable.
 
-        Raises NoRoomError; then the bytes are removed too.
+        Raises NotCommittedError; then the bytes are removed too.
         """
         row = _Row(arrival)
         if not self._take_lead(row):
@@ -114,11 +118,11 @@ class Intake:
         if row.error is None:
             return
 
-        why = _kind(row.error)
-        log.error("a received object cannot be committed (%s)", why)
+        why = _in_words(row.error)
         is_undecided = isinstance(row.error, UndecidedError)
         if not self._was_committed(arrival.spool_name, is_undecided):
-            raise NoRoomError(f"it cannot be committed ({why})") from row.error
+            raise NotCommittedError(f"it cannot be committed ({why})") from row.error
+        log.warning("a received object was committed, though the answer was lost (%s)", why)
 
     def stop(self) -> None:
         """Returns when the running commits are over."""
@@ -154,15 +158,11 @@ class Intake:
         try:
             if self._ledger.inspect.known_spool_names([name]):
                 return True
-        except Exception as error:
-            log.error(
-                "cannot ask whether it was committed (%s): its bytes stay until the next sweep",
-                _kind(error),
-            )
-        else:
-            if not is_undecided:
-                self._spool.remove(name)
-
+        except Exception:
+            # The refusal's line gives the ledger's error.
+            return False
+        if not is_undecided:
+            self._spool.remove(name)
         return False
 
     def _commit_group(self, first: _Row) -> None:
@@ -269,7 +269,7 @@ def no_room_or(error: OSError) -> Exception:
     return NoRoomError(f"spool: {error.strerror}") if error.errno in _NO_ROOM else error
 
 
-def _kind(error: Exception) -> str:
+def _in_words(error: Exception) -> str:
     """An error of the spool or the ledger in words.
 
     Of any other error only the type: its text may hold values of a row.
@@ -278,4 +278,6 @@ def _kind(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"spool: {error.strerror}"
+    if isinstance(error, UndecidedError) or is_outage(error):
+        return f"ledger: {describe(error)}"
     return type(error).__name__

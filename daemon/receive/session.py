@@ -30,7 +30,7 @@ from daemon.dicom.uids import is_uid
 from daemon.ledger import Arrival, Ledger
 from daemon.receive.access import Caller
 from daemon.receive.commitment_reports import take_report
-from daemon.receive.intake import IncomingFile, Intake, NoRoomError
+from daemon.receive.intake import IncomingFile, Intake, NoRoomError, NotCommittedError
 
 log = logging.getLogger("pleura.receive")
 
@@ -44,10 +44,13 @@ _LOW = 2
 # What a person should do about a refused object.
 _CURES = {
     Status.PROCESSING_FAILURE: "see the kernel's log, ask `pleura doctor`; the sender keeps it",
-    Status.OUT_OF_RESOURCES: "make room in the spool, ask `pleura doctor`; the sender keeps it",
+    Status.OUT_OF_RESOURCES: "make room on the spool's disk; the sender keeps it",
     Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
     Status.INVALID_OBJECT_INSTANCE: "the sender makes invalid UIDs: report it to its maker",
 }
+
+
+_COMMIT_CURE = "ask `pleura doctor`; the sender keeps it"
 
 
 @dataclass
@@ -264,6 +267,8 @@ class StoredObject:
     def _carefully(self, step: Callable[[], None]) -> None:
         try:
             step()
+        except NotCommittedError as error:
+            self._refuse(Status.OUT_OF_RESOURCES, str(error), _COMMIT_CURE)
         except NoRoomError as error:
             self._refuse(Status.OUT_OF_RESOURCES, str(error))
         except OSError as error:
@@ -273,11 +278,12 @@ class StoredObject:
             log.exception("a C-STORE could not be processed")
             self._status = Status.PROCESSING_FAILURE
 
-    def _refuse(self, status: Status, why: str) -> None:
+    def _refuse(self, status: Status, why: str, cure: str | None = None) -> None:
         uid = self._request.sop_instance_uid
         shown = uid if is_uid(uid) else "an instance without a UID"
-        cure = f"; {_CURES[status]}" if status in _CURES else ""
-        log.warning("refused %s from %s with 0x%04X: %s%s", shown, self._calling, status, why, cure)
+        cure = cure or _CURES.get(status)
+        told = f"{why}; {cure}" if cure else why
+        log.warning("refused %s from %s with 0x%04X: %s", shown, self._calling, status, told)
         self._status = status
 
 

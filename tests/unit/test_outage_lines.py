@@ -11,12 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
+from daemon.audit.alerts import Alerts as RefusalAlerts
 from daemon.config import Config, DicomDestination
 from daemon.deliver.commitment import Asker
 from daemon.deliver.courier import Courier
 from daemon.deliver.limits import DeliverLimits
 from daemon.deliver.retention import Retention
-from daemon.ledger import Ledger, Outage, describe
+from daemon.dicom.commitment import Report
+from daemon.dicom.requestor import EventReport
+from daemon.dicom.tables import Status
+from daemon.ledger import Arrival, Ledger, Outage, describe
+from daemon.receive.intake import Intake, NotCommittedError
 from daemon.service import _wait_for_stores
 from daemon.spool import Spool
 from tools.peers.postgres import Postgres
@@ -135,6 +140,41 @@ def test_each_loop_of_deliver_logs_one_line_for_an_outage(
 
     assert ledger.questions >= 6
     (line,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "08001" in line.getMessage()
+    assert line.exc_info is None
+
+
+def test_a_refused_object_says_how_the_ledger_fails(tmp_path: Path) -> None:
+    """Its sender's line in the log; "OperationalError" and advice about the disk told nothing."""
+    ledger: Any = Away(threading.Event())
+    ledger.inspect = ledger
+    intake = Intake(ledger, Spool(tmp_path / "spool"))
+    file = intake.begin()
+    file.write(b"bytes")
+    with pytest.raises(NotCommittedError, match=r"ledger: 08001 .*no server listens there"):
+        file.keep(Arrival(file.name, "1.2", "1.3", "", "", "dimse", 1, 5))
+
+
+@pytest.mark.parametrize("what", ["state", "report", "refusal"])
+def test_a_record_that_an_outage_prevents_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Not a traceback of fifty lines, once for each record."""
+    destination = DicomDestination(name="pacs", host="127.0.0.1", port=1, ae_title="ARCHIVE")
+    config = Config(spool=tmp_path / "spool", destinations=(destination,))
+    ledger: Any = Away(threading.Event())
+    report = Report("2.25.1", frozenset({"2.25.2"}), {})
+    monkeypatch.setattr("daemon.deliver.commitment.read_report", lambda *_: report)
+
+    if what == "state":
+        Courier(destination, config, ledger, Spool(config.spool))._note(None)
+    elif what == "report":
+        event = EventReport("1.2", "1.3", 1, b"", "1.2")
+        assert Asker(destination, config, ledger)._take_report(event) == Status.PROCESSING_FAILURE
+    else:
+        RefusalAlerts(ledger)._record({"address": "10.0.0.1", "why": "unknown"})
+
+    (line,) = caplog.records
     assert "08001" in line.getMessage()
     assert line.exc_info is None
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from daemon.config import Config
 from daemon.deliver.retention import Retention
-from daemon.ledger import Arrival, Completion, ImageJob, Ledger, LedgerLimits
+from daemon.ledger import Arrival, Completion, ImageJob, Ledger, LedgerLimits, describe
 from daemon.ledger.database import Database
 from daemon.ledger.inspect import Inspection
 from daemon.receive.intake import Intake, NoRoomError
@@ -140,6 +140,33 @@ def test_a_commit_is_durable_whatever_the_servers_default(
         with database.transaction() as (conn, _now):
             assert conn.exec_driver_sql("SHOW synchronous_commit").scalar_one() == ours
     database.close()
+
+
+def test_a_lock_that_stays_is_an_error_in_words_and_not_a_wait_without_end(
+    postgres_url: str, other_host: sa.Engine
+) -> None:
+    """Such as a person's forgotten session: the sender gets an answer, and the log the reason."""
+    for database in (Database(postgres_url), Database(postgres_url, read_only=True)):
+        with database.reading() as conn:
+            assert conn.exec_driver_sql("SHOW lock_timeout").scalar_one() == "30s"
+        database.close()
+
+    # The database's own limit stays. Here it shortens the test.
+    ledger = Ledger(f"{postgres_url}?options=-clock_timeout%3D50ms")
+    with other_host.begin() as conn:
+        conn.exec_driver_sql("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(OperationalError) as caught:
+            ledger.receive(arrivals("1.1"))
+        line = describe(caught.value)
+        assert line.startswith("55P03")
+        assert "another session holds a lock" in line
+        with pytest.raises(OperationalError):
+            ledger.inspect.counts()
+
+    ledger.receive(arrivals("1.1"))
+    with ledger._database.transaction() as (conn, _):
+        assert conn.exec_driver_sql("SHOW lock_timeout").scalar_one() == "50ms"
+    ledger.close()
 
 
 def test_a_sleeper_survives_a_server_crash_and_gets_its_work(server: Postgres) -> None:
