@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
-from inference.networks.onnx_graph import OnnxGraph
+from inference.networks.onnx_graph import OnnxGraph, session_options
 from inference.silence import silenced_warnings
 
 # The newest opset that this exporter fully supports.
@@ -44,17 +44,12 @@ class Session:
 
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Errors alone: its warnings are remarks on graphs.
-        options.log_severity_level = 3
-        # Otherwise its threads spin for milliseconds after an answer, on cores that others need.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "network.onnx"
             _export(module, plan, path)
-            self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                path, session_options(), ["CPUExecutionProvider"]
+            )
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         (logits,) = self._session.run(None, {"x": batch})

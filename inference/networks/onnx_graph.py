@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,21 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 # The kinds of output of a graph, for each class or pixel
 Gives = Literal["logits", "probabilities", "softmax-logits"]
 
 # Operators of the standard's own domain that compute, and do nothing else
 OPERATORS = frozenset((
-    "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike",
-    "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "CumSum",
-    "DepthToSpace", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp", "Expand",
-    "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
+    "Abs", "Add", "And", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil",
+    "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "ConvTranspose", "CumSum",
+    "DepthToSpace", "DequantizeLinear", "Div", "Dropout", "Einsum", "Elu", "Equal", "Erf", "Exp",
+    "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm",
     "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization",
     "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
     "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "MatMul", "Max",
     "MaxPool", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow",
-    "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum",
-    "Relu", "Reshape", "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign", "Slice",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu", "Shape", "Sigmoid", "Sign", "Slice",
     "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum",
     "Swish", "Tanh", "ThresholdedRelu", "Tile", "Transpose", "Unsqueeze", "Upsample", "Where",
 ))  # fmt: skip
@@ -154,10 +157,7 @@ class _Session:
         import onnxruntime
 
         self.channels, self._batch = checked(data)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Errors alone: its warnings are remarks on graphs.
-        options.log_severity_level = 3
+        options = session_options()
         try:
             self._session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
         except Exception as error:
@@ -181,6 +181,19 @@ class _Session:
         except Exception as error:
             raise OnnxError(f"onnx: the graph does not run: {_line(error)}") from error
         return np.concatenate(parts)
+
+
+def session_options() -> onnxruntime.SessionOptions:
+    """How ONNX Runtime runs a graph in a node: beside other programs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Errors alone: its warnings are remarks on graphs.
+    options.log_severity_level = 3
+    # Otherwise its threads spin for milliseconds after an answer, on cores that others need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def checked(data: bytes) -> tuple[int, int | None]:

@@ -96,6 +96,29 @@ def test_the_tutorials_network_gives_the_same_answers_after_its_import(
     assert answer["state"] == "analysed"
 
 
+def test_a_quantised_graph_is_imported_and_answers_nearly_the_same(
+    tiny_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw, _, quantise = blocks("From ONNX")[:3]
+    images = torch.rand(16, 1, 1, 224, 224)
+    names: dict[str, Any] = {"images": images.numpy()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(draw, names)
+        exec(quantise, names)
+
+    stored = {node.op_type for node in onnx.load("int8.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= stored
+
+    words: list[str | Path] = ["int8.onnx", "--kind", "onnx", "--gives", "probabilities"]
+    words += ["--output", "1", "--side", "224", "--id", "small", *CHOSEN]
+    loaded = imported(words, tiny_package, tmp_path / "small")
+    with torch.inference_mode():
+        wanted = names["network"](images[0])[:, 1:]
+        assert torch.allclose(torch.sigmoid(loaded.classifier(images[0])), wanted, atol=0.02)
+
+
 def graph_of(
     *nodes: onnx.NodeProto, inputs: tuple[str, ...] = ("x",), domain: str = ""
 ) -> onnx.ModelProto:
