@@ -30,7 +30,7 @@ from daemon.ledger.processes import is_alive
 from daemon.live import LiveSettings, Take
 from daemon.parent import end_with_parent
 from daemon.readiness import PARENT, READY, notify
-from daemon.spool import Spool, SpoolError
+from daemon.spool import Spool, SpoolError, identity
 
 if TYPE_CHECKING:
     from daemon.receive.inbox import Inbox
@@ -197,6 +197,7 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
 
     made = ownership.absent(config)
     try:
+        is_spool_used = identity(config.spool) is not None
         stores = Ledger(config.ledger), Spool(config.spool)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error
@@ -213,6 +214,12 @@ def open_stores(config: Config) -> tuple[Ledger, Spool]:
     level = logging.WARNING if os.geteuid() == 0 else logging.INFO
     for what in made:
         log.log(level, "%s was not there and is new; is its path right?", what)
+    if stores[0].is_new and is_spool_used:
+        log.warning(
+            "the ledger had no tables and is new, but spool %s has been in use: is `ledger` right? "
+            "If the ledger was lost, stop the node and restore it from a backup (docs/backup.md)",
+            config.spool,
+        )
     return stores
 
 

@@ -327,6 +327,8 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
         return f"{key}: unknown key"
     if kind == "missing":
         return f"{key}: absent"
+    if kind in ("model_type", "dict_type"):
+        message = "keys with their values wanted"
     shown = (
         repr(found) if isinstance(found, str | int | float | None) else f"a {type(found).__name__}"
     )

@@ -44,6 +44,7 @@ from daemon.dicom.tables import (
     VERIFICATION,
 )
 from daemon.ledger import Inspection, LedgerError, describe
+from daemon.ledger.database import lock_of_another
 from daemon.ledger.processes import SILENT_AFTER_S, is_alive
 from daemon.spool import identity
 
@@ -51,6 +52,8 @@ from daemon.spool import identity
 _RENEWAL_DAYS = 14
 _DAY_S = 86400.0
 
+# How long another program may keep the roles from writing: their transactions take milliseconds.
+_LOCK_S = 5.0
 _LIMITS = Limits(connect_s=10.0, acse_s=10.0, answer_s=10.0)
 
 # SOP class UID, transfer syntax UID.
@@ -191,6 +194,8 @@ def _ledger(config: Config) -> str:
     with closing(Inspection.open(config.ledger)) as inspect:
         counts = inspect.counts()
         has_troubles = any(inspect.troubles().values())
+    if locked := lock_of_another(config.ledger, _LOCK_S):
+        raise Trouble(f"it can be read, but no role can write: {describe(locked)}")
 
     waiting = counts["instances"]["received"]
     owed = counts["deliveries"]["owed"]

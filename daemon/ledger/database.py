@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import OperationalError
 
 from daemon.ledger import bells
 from daemon.ledger.bells import CHANNEL, Bell, ClosedError, FileBell, PollingBell, ServerBell
@@ -31,7 +32,7 @@ from daemon.ledger.errors import (
     not_opened,
     require_sqlite_file,
 )
-from daemon.ledger.schema import STEPS, create_tables, schema_version
+from daemon.ledger.schema import STEPS, create_tables, metadata, schema_version
 from daemon.ledger.version import SCHEMA_VERSION, require_not_too_new, require_version
 
 log = logging.getLogger("pleura.ledger")
@@ -81,6 +82,8 @@ SELECT extract(epoch FROM clock_timestamp()), {_LIMIT_LOCKS},
 # PostgreSQL: the first statement of each transaction that reads. Only the lock of a whole table can
 # hold it up.
 _BEGIN_READING_ON_SERVER = f"SELECT {_LIMIT_LOCKS}"
+# The codes of SQLite and PostgreSQL for a lock that was not given up in time.
+_LOCKED = {"SQLITE_BUSY", "55P03"}
 _BEGAN_AT = "began at"
 _RINGS = "rings"
 
@@ -109,6 +112,8 @@ class Database:
         """
         self.engine = _engine(url, read_only)
         self.is_sqlite = self.engine.dialect.name == "sqlite"
+        # Whether this process created the tables.
+        self.is_new = False
         self._clock = clock or (time.time if self.is_sqlite else None)
         self._reader = self.engine.execution_options(write=False)
         self._appending = threading.Lock()
@@ -318,6 +323,7 @@ class Database:
             if not sa.inspect(conn).has_table(schema_version.name):
                 create_tables(conn)
                 conn.execute(schema_version.insert().values(version=SCHEMA_VERSION))
+                self.is_new = True
                 return
 
             version = conn.execute(sa.select(schema_version.c.version)).scalar_one()
@@ -381,6 +387,30 @@ def require_file(url: str) -> None:
         require_sqlite_file(url, Path(str(parsed.database)))
 
 
+def lock_of_another(url: str, within_s: float) -> OperationalError | None:
+    """The database's error if another program's lock keeps every writer out for that long.
+
+    Other errors are not asked for: this user need not be the one who writes.
+    """
+    parsed = make_url(url)
+    is_file = parsed.get_backend_name() == "sqlite"
+    engine = _sqlite(parsed, within_s) if is_file else _postgresql(parsed, read_only=False)
+    try:
+        # SQLite takes the lock of a writer at the beginning.
+        with engine.connect() as conn, conn.begin() as nothing:
+            if not is_file:
+                conn.exec_driver_sql(f"SET LOCAL lock_timeout = '{within_s:g}s'")
+                names = ", ".join(metadata.tables)
+                conn.exec_driver_sql(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
+            nothing.rollback()
+    except OperationalError as error:
+        codes = {getattr(error.orig, name, None) for name in ("sqlite_errorname", "sqlstate")}
+        return error if codes & _LOCKED else None
+    finally:
+        engine.dispose()
+    return None
+
+
 def _engine(url: str, read_only: bool) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
@@ -432,10 +462,10 @@ def _sqlite_read_only(url: sa.URL) -> Engine:
     return engine
 
 
-def _sqlite(url: sa.URL) -> Engine:
+def _sqlite(url: sa.URL, lock_s: float = _LOCK_S) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    engine = sa.create_engine(url, connect_args={"timeout": _LOCK_S}, paramstyle="named")
+    engine = sa.create_engine(url, connect_args={"timeout": lock_s}, paramstyle="named")
 
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: object) -> None:

@@ -123,6 +123,8 @@ class Ledger:
         self.url = url
         self.limits = limits or LedgerLimits()
         self._database = Database(url, clock, migrate)
+        # Whether this process created the tables.
+        self.is_new = self._database.is_new
         self.inspect = Inspection(self._database)
         self.alarms = Alarms(self._database)
         self.drift = DriftBook(self._database)

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from daemon.audit.alerts import Alerts as RefusalAlerts
+from daemon.commands import doctor
 from daemon.config import Config, DicomDestination
 from daemon.deliver.commitment import Asker
 from daemon.deliver.courier import Courier
@@ -184,6 +185,25 @@ def test_a_sqlite_error_is_described_with_its_code(tmp_path: Path) -> None:
     with pytest.raises(OperationalError) as caught, ledger._database.reading() as conn:
         conn.exec_driver_sql("SELECT * FROM nowhere")
     assert describe(caught.value).startswith("SQLITE_ERROR OperationalError: no such table")
+    ledger.close()
+
+
+def test_doctor_finds_that_another_program_keeps_the_roles_from_writing(
+    tmp_path: Path, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's readers get through such a lock, so that all else looked well."""
+    monkeypatch.setattr(doctor, "_LOCK_S", 0.1)
+    config = Config.model_validate({"spool": tmp_path / "spool", "ledger": ledger_url})
+    ledger = Ledger(ledger_url)
+    assert doctor._ledger(config) == "0 images wait, 0 deliveries are owed"
+
+    with ledger._database.transaction() as (conn, _):
+        if not ledger._database.is_sqlite:
+            conn.exec_driver_sql("LOCK TABLE deliveries IN SHARE MODE")
+        with pytest.raises(doctor.Trouble, match=r"no role can write: .*: end it"):
+            doctor._ledger(config)
+
+    assert doctor._ledger(config) == "0 images wait, 0 deliveries are owed"
     ledger.close()
 
 

@@ -279,3 +279,12 @@ def test_a_classifier_cannot_stand_in_for_a_segmenter(tiny_package: Path) -> Non
         PackageError, match=r"residual-classifier gives \(2, 1\); a segmenter must give"
     ):
         package.load(tiny_package)
+
+
+@pytest.mark.parametrize(("text", "key"), [("", "the document"), ("classifier:", "classifier")])
+def test_yaml_without_keys_is_told_that_keys_are_wanted(
+    tiny_package: Path, text: str, key: str
+) -> None:
+    (tiny_package / "model.yaml").write_text(text)
+    with pytest.raises(package.PackageError, match=f"{key}: None found; keys with their values"):
+        package.load(tiny_package)

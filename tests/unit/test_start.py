@@ -56,6 +56,26 @@ class Refused:
             raise OSError(number, os.strerror(number))
 
 
+@pytest.mark.parametrize("is_emptied", [False, True])
+def test_a_ledger_that_lost_its_tables_is_told_where_the_spool_has_been_in_use(
+    config: Config, caplog: pytest.LogCaptureFixture, is_emptied: bool
+) -> None:
+    """A file cut to nothing, or a mistyped name: the node begins anew, and says so."""
+    ledger, spool = service.open_stores(config)
+    spool.claim(ledger.spool_identity)
+    ledger.close()
+    file = config.spool.parent / "ledger.db"
+    for suffix in ("-wal", "-shm"):
+        file.with_name(file.name + suffix).unlink(missing_ok=True)
+    if is_emptied:
+        file.write_bytes(b"")
+    caplog.clear()
+
+    service.open_stores(config)[0].close()
+    warned = [record.getMessage() for record in caplog.records if "had no tables" in record.msg]
+    assert len(warned) == is_emptied
+
+
 def test_a_role_waits_for_a_port_and_an_address_with_one_log_line_each(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
