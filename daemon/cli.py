@@ -107,7 +107,11 @@ def _web(options: argparse.Namespace) -> int:
 
     # From a pipe it is read without a prompt, so that a script can make a hash.
     is_asked = sys.stdin.isatty()
-    password = getpass.getpass() if is_asked else sys.stdin.readline().rstrip("\n")
+    try:
+        password = getpass.getpass() if is_asked else sys.stdin.readline().rstrip("\n")
+    except EOFError:
+        # Ctrl-D at the prompt
+        password = ""
     if not 8 <= len(password) <= passwords.MOST_CHARACTERS:
         raise CannotStartError(
             f"password: found {len(password)} characters; allowed: from 8 to "

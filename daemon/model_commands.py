@@ -78,7 +78,7 @@ def _model_promote(options: argparse.Namespace) -> None:
         ledger.close()
 
     print(f"{done.what}; the package before it is {done.before}")
-    print(f"It answers after: pleura reload -c {options.config}")
+    print(f"It serves after: pleura reload -c {options.config}")
 
 
 def _hooks(ledger: Ledger) -> PromotionHooks:

@@ -68,7 +68,8 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Outcome:
 
 
 def _success(taken: Generation) -> str:
-    changes = "\n".join(taken.changes) or "no setting has changed"
+    unchanged = "no setting has changed; the analyse role reads its model package again"
+    changes = "\n".join(taken.changes) or unchanged
     return f"generation {taken.number} is in force\n{changes}"
 
 

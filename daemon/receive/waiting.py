@@ -35,10 +35,13 @@ _REQUEST = "association request"
 
 
 class NoRequestError(Exception):
-    """Something else came instead of an association request: says what, and what to do."""
+    """Something else came instead of an association request: says what, and what to do.
 
-    def __init__(self, what: str, remedy: str) -> None:
-        super().__init__(f"{what} came instead of an association request; {remedy}")
+    `wanted` is what a TLS port awaits before it.
+    """
+
+    def __init__(self, what: str, remedy: str, wanted: str = "an association request") -> None:
+        super().__init__(f"{what} came instead of {wanted}; {remedy}")
         self.what = what
 
 
@@ -161,6 +164,7 @@ class TlsWaiting:
                     "an association request without TLS",
                     "this port speaks DICOM over TLS: switch TLS on at the sender, or give it the "
                     "plain port, if there is one",
+                    wanted="a TLS hello",
                 )
             raise NoRequestError(*_other_protocol(header))
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)

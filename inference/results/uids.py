@@ -27,7 +27,7 @@ except importlib.metadata.PackageNotFoundError:  # a checkout that was never ins
     PLEURA_VERSION = "0+unknown"
 
 # Increased when an encoder writes something else for the same case, so that no UID changes meaning.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 NAMESPACE = uuid.UUID("538e4772-f5cc-46a9-8a5e-5b4945cc6aa8")
 
 # Attributes that results take from their source and the content digest does not cover.

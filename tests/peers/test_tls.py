@@ -274,7 +274,7 @@ def test_plain_on_the_tls_port_and_tls_on_the_plain_port_say_what_to_do(
         browser.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert browser.recv(1) in (b"\x07", b"")
 
-    assert caplog.text.count("an association request without TLS came") == 1
+    assert caplog.text.count("an association request without TLS came instead of a TLS hello") == 1
     assert caplog.text.count("a TLS hello came") == 1
     assert f"or give it the TLS port {node.tls_port}" in caplog.text
     assert "an HTTP request came" in caplog.text

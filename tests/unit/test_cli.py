@@ -127,6 +127,21 @@ def test_a_wrong_day_or_time_is_told_the_form_that_is_wanted(
     assert words in capsys.readouterr().err
 
 
+def test_a_password_prompt_that_is_left_asks_for_a_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end_of_file(*_: object) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("getpass.getpass", end_of_file)
+    answer = pleura("web", "hash")
+    assert (answer.returncode, answer.stderr) == (
+        2,
+        "password: found 0 characters; allowed: from 8 to 256\n",
+    )
+
+
 def test_send_reports_that_nobody_listens(free_port: Callable[[], int]) -> None:
     answer = pleura("send", "--to", f"127.0.0.1:{free_port()}", "--called", "PLEURA")
     assert answer.returncode == 1

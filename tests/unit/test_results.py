@@ -23,7 +23,7 @@ from pydicom import Dataset, dcmread
 from pydicom.encaps import generate_frames
 
 from inference.finding import Finding, ModelIdentity, Result, State
-from inference.results import Case, NoFinding, RenderSettings, build, derived_uid, overlay
+from inference.results import Case, NoFinding, RenderSettings, banner, build, derived_uid, overlay
 from tools.cases import AT, MODEL, blob, header, negative, positive, real, refused
 
 KINDS = ("SEG", "SC", "SR", "PR")
@@ -245,6 +245,17 @@ def test_times_are_the_results_in_the_sources_utc_offset() -> None:
         == "20260305040000.000000+0530"
     )
     assert "TimezoneOffsetFromUTC" not in plain
+
+
+@pytest.mark.parametrize(
+    ("offset", "words"), [(None, "2026-03-04 23:30"), ("+0530", "2026-03-05 04:00 +0530")]
+)
+def test_the_banner_states_the_offset_of_its_time_where_the_image_states_it(
+    offset: str | None, words: str
+) -> None:
+    aware = datetime(2026, 3, 4, 23, 30, tzinfo=timezone(timedelta(hours=1)))
+    case = replace(negative(header(TimezoneOffsetFromUTC=offset)), result_time=aware)
+    assert ("Processed", words) in banner.message(case).right
 
 
 def test_the_segmentation_has_the_attributes_that_viewers_need() -> None:

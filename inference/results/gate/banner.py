@@ -10,6 +10,7 @@ from inference.results import layout, wording
 from inference.results.gate.expected import Expected
 from inference.results.gate.header import has_usable
 from inference.results.gate.regions import Measured
+from inference.results.source import utc_offset
 from inference.results.typesetting import Fact, Message
 from inference.results.uids import PLEURA_VERSION
 
@@ -31,11 +32,12 @@ def expected_message(expected: Expected) -> Message:
             facts.insert(0, ("Area", _area(expected.measured)))
         facts.insert(0, ("Score", _score(case.finding)))
 
+    zone = "" if utc_offset(case.header) is None else " %z"
     right = (
         ("Model", case.model.id),
         ("Version", case.model.version),
         ("Software", f"Pleura {PLEURA_VERSION}"),
-        ("Processed", case.local_time.strftime("%Y-%m-%d %H:%M")),
+        ("Processed", case.local_time.strftime(f"%Y-%m-%d %H:%M{zone}")),
     )
     notes = "; ".join(case.notes)
     return Message(colour, shape, headline, _second(expected), tuple(facts), right, notes)
