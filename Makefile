@@ -20,7 +20,7 @@ OHIF_SHA256 := b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test tests check lint types docs wheel-demo ohif benchmarks train clean chaos soak recipes
-.PHONY: deb image requirements sbom audit licences
+.PHONY: deb image report requirements sbom audit licences
 
 demo: $(INSTALLED)
 	$(BIN)/pleura demo
@@ -127,23 +127,27 @@ deb: $(TESTED)
 image:
 	podman build --format docker -f deploy/oci/Containerfile -t pleura:cpu .
 
-# pip's report of what it would install for a node here; requirements and sbom are made from it.
+# pip's report of what it would install for a node here; requirements, sbom and audit read it. With
+# EXTRAS also for these extras. What the Debian package holds: make sbom EXTRAS=oidc,postgresql
 REPORT := dist/pip-report.json
-$(REPORT): $(INSTALLED)
+report: $(INSTALLED)
 	mkdir -p dist
 	$(BIN)/pip install --disable-pip-version-check --quiet --dry-run --ignore-installed \
-	    --report $@ -c constraints.txt $(TORCH) .
+	    --report $(REPORT) -c constraints.txt $(TORCH) '.$(if $(EXTRAS),[$(EXTRAS)])'
 
-requirements: $(REPORT)
+requirements: report
 	$(BIN)/python -m tools.release requirements $(REPORT) > dist/requirements.txt
 
-sbom: $(REPORT)
+sbom: report
 	$(BIN)/python -m tools.release sbom $(REPORT) > dist/pleura.cdx.json
 
 # Known vulnerabilities in a node's requirements, from PyPI's advisory service (on the internet).
-audit: requirements
+# Strict: without it a distribution that the service does not know, or a service that cannot be
+# reached, counts as "No known vulnerabilities found".
+audit: report
+	$(BIN)/python -m tools.release audited $(REPORT) > dist/audited.txt
 	$(BIN)/$(PIP_INSTALL) pip-audit
-	$(BIN)/pip-audit --no-deps --disable-pip -r dist/requirements.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r dist/audited.txt
 
 licences: $(TESTED)
 	$(BIN)/python -m tools.licences

@@ -1,10 +1,11 @@
 """Writes the files of a release beside the wheel, from pip's report of what it would install:
 
     python -m tools.release requirements REPORT     # name==version --hash=..., for `pip install -r`
+    python -m tools.release audited REPORT          # name==public version, for pip-audit
     python -m tools.release sbom REPORT             # CycloneDX 1.6, JSON
 
 REPORT is the file that `pip install --dry-run --ignore-installed --report REPORT ...` writes (`make
-requirements` and `make sbom` do). Both files are for the platform of this machine.
+requirements`, `make sbom` and `make audit` do). All are for the platform of this machine.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tools.licences import licence
 
@@ -47,6 +49,17 @@ def requirements(report: Report) -> str:
         lines.append(f"{canonicalize_name(name)}=={version} --hash=sha256:{digest}")
 
     return "\n".join(lines) + "\n"
+
+
+def audited(report: Report) -> str:
+    """The distributions to look up advisories for, by their public versions.
+
+    Advisories do not know local versions such as 2.13.0+cpu, and would say nothing of them.
+    """
+    pins = [
+        f"{_name(item)}=={Version(item['metadata']['version']).public}" for item in _others(report)
+    ]
+    return "\n".join(pins) + "\n"
 
 
 def sbom(report: Report, now: datetime) -> dict[str, Any]:
@@ -126,12 +139,13 @@ def _installed_licence(name: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the requirements or the bill of materials."""
+    """Print the requirements, the list to audit, or the bill of materials."""
     document, path = arguments
     report = json.loads(Path(path).read_text(encoding="utf-8"))
 
     documents = {
         "requirements": lambda: requirements(report),
+        "audited": lambda: audited(report),
         "sbom": lambda: json.dumps(sbom(report, datetime.now(UTC)), indent=2) + "\n",
     }
     sys.stdout.write(documents[document]())

@@ -45,6 +45,17 @@ def test_requirements_pin_each_file_and_omit_our_wheel() -> None:
     ]
 
 
+def test_advisories_are_looked_up_by_public_versions() -> None:
+    """The service knows no 2.13.0+cpu, and torch was left out of every audit."""
+    assert release.audited(REPORT).splitlines() == ["pyyaml==6.0.3", "torch==2.13.0"]
+
+
+def test_an_audit_that_leaves_something_out_fails() -> None:
+    makefile = (licences.REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    (command,) = [line for line in makefile.splitlines() if "/pip-audit " in line]
+    assert "--strict" in command
+
+
 def test_a_file_without_a_hash_is_refused() -> None:
     report = copy.deepcopy(REPORT)
     report["install"][0]["download_info"] = {"url": "file:///torch.whl"}
