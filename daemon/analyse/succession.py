@@ -30,6 +30,9 @@ class Succession(Generic[_Model]):
         self._name = name
         self._refusals = refusals
 
+        # Why the package that was read last cannot serve, for `pleura status`; "" if it can.
+        self.trouble = ""
+
         self._asked = False
         self._made: _Model | None = None
         self._thread: threading.Thread | None = None
@@ -87,12 +90,15 @@ class Succession(Generic[_Model]):
         try:
             made = self._make()
         except self._refusals as error:
+            self.trouble = str(error)
             log.error(
                 "the new model cannot serve: %s; %s goes on serving", error, self._name(serving)
             )
-        except Exception:
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}; the log says more"
             log.exception("the new model cannot serve; %s goes on serving", self._name(serving))
         else:
+            self.trouble = ""
             if self._name(made) == self._name(serving):
                 log.info("the model package has not changed")
             else:

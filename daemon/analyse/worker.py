@@ -174,6 +174,7 @@ class Worker:
             "version": identity.version,
             "digest": identity.digest,
             "device": str(engine.device),
+            "model_trouble": self.succession.trouble,
         }
 
         memory = device_memory(engine.device)

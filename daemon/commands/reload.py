@@ -68,9 +68,11 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Outcome:
 
 
 def _success(taken: Generation) -> str:
-    unchanged = "no setting has changed; the analyse role reads its model package again"
-    changes = "\n".join(taken.changes) or unchanged
-    return f"generation {taken.number} is in force\n{changes}"
+    changes = "\n".join(taken.changes) or "no setting has changed"
+    return (
+        f"generation {taken.number} is in force\n{changes}\n"
+        "the analyse role reads its model package again; `pleura status` says if it cannot serve"
+    )
 
 
 def _running(inspect: Inspection) -> list[Taker]:

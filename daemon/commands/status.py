@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -98,7 +99,9 @@ def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) ->
     for row in inspect.reasons():
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _audit_lines(inspect)
-    yield from _role_lines(inspect.roles(), now)
+    roles = inspect.roles()
+    yield from _role_lines(roles, now)
+    yield from _model_lines(roles, now)
     yield from _trouble_lines(inspect)
     yield from settings_lines(inspect)
     yield from _destination_lines(inspect.destinations(), configured, now)
@@ -141,6 +144,18 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
             yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
         else:
             yield f"role {role}: NOT RUNNING"
+
+
+def _model_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:
+    """A package that was refused at a reload, while the earlier one goes on serving."""
+    told = set()
+    for row in rows:
+        facts = json.loads(row["facts"] or "{}")
+        trouble = facts.get("model_trouble")
+        if trouble and now - row["beat_at"] < SILENT_AFTER_S:
+            serving = f"{facts['model']} {facts['version']}"
+            told.add(f"MODEL: {trouble}; {serving} goes on serving until the role ends")
+    yield from sorted(told)
 
 
 def _trouble_lines(inspect: Overview) -> Iterator[str]:

@@ -172,3 +172,17 @@ def test_status_and_doctor_report_a_node_that_excludes_every_image(
     assert ("answers" in findings) is is_reported
     if is_reported:
         assert "body_part: check `admission`" in findings["answers"].warning
+
+
+def test_a_model_that_was_refused_at_a_reload_is_shown_while_its_role_lives(
+    config: Config, ledger: Ledger, inspect: Inspection
+) -> None:
+    """The roles run and the reload succeeded: only this line says which model serves."""
+    facts = {"model": "quick", "version": "1.0.0", "model_trouble": "model.yaml: id: absent"}
+    ledger.beat("analyse", "here:1", facts)
+    ledger.beat("analyse", "here:2", facts | {"model_trouble": ""})
+    ledger.beat("receive", "here:3")
+
+    lines = status.lines(inspect, [], config.spool)
+    (line,) = [line for line in lines if line.startswith("MODEL: ")]
+    assert "model.yaml: id: absent; quick 1.0.0 goes on serving" in line

@@ -354,6 +354,8 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     # Earlier records keep their model.
     assert bench.ledger.inspect.history("1.2.1")[0]["model"].split()[1] == "1.0.0"
 
+    assert bench.worker.facts()["model_trouble"] == ""
+    whole = (tiny_package / "weights.safetensors").read_bytes()
     (tiny_package / "weights.safetensors").write_bytes(b"half a file")
     changed.version("1.0.2")
     caplog.clear()
@@ -362,6 +364,11 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "weights.safetensors" in error.getMessage()
     assert "1.0.1" in error.getMessage()
+    assert "weights.safetensors" in bench.worker.facts()["model_trouble"]
+
+    (tiny_package / "weights.safetensors").write_bytes(whole)
+    changed.ask()
+    assert bench.worker.facts()["model_trouble"] == ""
 
 
 def test_a_package_that_has_not_changed_changes_nothing(bench: Bench, tiny_package: Path) -> None:
