@@ -26,17 +26,22 @@ _FOLDERS = (
     "/var/lib/pleura",
 )
 _COMMANDS = {
-    # This fake systemctl keeps the running units as the lines of a file.
+    # This fake systemctl keeps the units of each state as the lines of a file.
     "systemctl": """
         case "$1" in
-        list-units) sed 's/$/ loaded active running a role/' "$TEST/running" ;;
+        list-units)
+            sed 's/$/ loaded active running a role/' "$TEST/running"
+            case "$*" in *failed*) sed 's/$/ loaded failed failed a role/' "$TEST/failed" ;; esac ;;
+        list-jobs) sed 's/.*/7 & start waiting/' "$TEST/waiting" ;;
         start | stop)
             act=$1
             shift
             for unit; do
                 case "$unit" in --*) continue ;; esac
-                grep -vxF "$unit" "$TEST/running" > "$TEST/others" || true
-                mv "$TEST/others" "$TEST/running"
+                for state in running failed waiting; do
+                    grep -vxF "$unit" "$TEST/$state" > "$TEST/others" || true
+                    mv "$TEST/others" "$TEST/$state"
+                done
                 if [ "$unit" = "$(cat "$TEST/unknown")" ]; then exit 5; fi
                 if [ "$act" = start ]; then echo "$unit" >> "$TEST/running"; fi
             done ;;
@@ -64,7 +69,13 @@ class Host:
         self.set_debts("")
         self.set_unknown_unit("")
         (folder / "usr/share/pleura/pleura.yaml").write_text("# settings to begin with")
-        self._running.write_text("".join(f"{unit}\n" for unit in ROLES))
+        self.set_units("running", ROLES)
+        self.set_units("failed", [])
+        self.set_units("waiting", [])
+
+    def set_units(self, state: str, units: list[str]) -> None:
+        """Set which units run, have failed, or wait to be started."""
+        (self.folder / state).write_text("".join(f"{unit}\n" for unit in units))
 
     def command(self, path: Path, text: str) -> None:
         path.write_text(f"#!/bin/sh\n{text}\n")
@@ -116,6 +127,24 @@ def test_an_upgrade_restarts_the_units_it_stopped(host: Host) -> None:
     assert host.running() == []
     host.call_and_check("postinst", "configure", "1")
     assert host.running() == ROLES
+
+
+@pytest.mark.parametrize("state", ["failed", "waiting"])
+def test_an_upgrade_starts_units_that_had_failed_or_waited_to_start(host: Host, state: str) -> None:
+    """After a rollback that refuses the ledger every role has failed; at a boot they wait."""
+    host.set_units("running", ROLES[2:])
+    host.set_units(state, ROLES[:2])
+    host.call_and_check("prerm", "upgrade", "2")
+    assert (host.folder / "waiting").read_text() == ""
+    host.call_and_check("postinst", "configure", "1")
+    assert host.running() == ROLES
+
+
+def test_a_removal_leaves_nothing_that_waits_to_start(host: Host) -> None:
+    host.set_units("running", ROLES[:2])
+    host.set_units("waiting", ROLES[2:])
+    host.call_and_check("prerm", "remove")
+    assert (host.folder / "waiting").read_text() == ""
 
 
 def test_a_failed_upgrade_restarts_the_units_it_stopped(host: Host) -> None:
