@@ -41,6 +41,10 @@ class Succession(Generic[_Model]):
         """Load the package again at the next `take`. Safe in a signal handler."""
         self._asked = True
 
+    def confirm(self) -> None:
+        """The package on disk is the one that serves, such as after it was put back."""
+        self.trouble = ""
+
     @property
     def pending(self) -> bool:
         """Whether a successor was asked for and has not been taken yet."""

@@ -331,6 +331,8 @@ class Worker:
                 self.pipeline = self._pipeline_of(self.pipeline.engine, config)
             if is_other_model:
                 self.succession.ask()
+            else:
+                self.succession.confirm()
 
         return take
 

@@ -366,9 +366,12 @@ def test_a_changed_model_takes_over_and_a_broken_one_does_not(
     assert "1.0.1" in error.getMessage()
     assert "weights.safetensors" in bench.worker.facts()["model_trouble"]
 
+    # The package that serves is put back.
     (tiny_package / "weights.safetensors").write_bytes(whole)
-    changed.ask()
+    changed.version("1.0.1")
+    bench.worker.check(bench.worker.config)()
     assert bench.worker.facts()["model_trouble"] == ""
+    assert not bench.worker.succession.pending
 
 
 def test_a_package_that_has_not_changed_changes_nothing(bench: Bench, tiny_package: Path) -> None:
