@@ -1,4 +1,4 @@
-"""Files of the node that belong to another user, as after a command run by root.
+"""Files of the node that its user cannot use, as after a command run by root.
 
 The service could not read or write them and would stop later, far from the cause, so it checks
 before it starts.
@@ -23,7 +23,7 @@ def trouble(config: Config) -> str:
     """One line about a file of spool or ledger that this user cannot use; "" if every file can be
     used.
 
-    It names the file, its owner, this user, and the command that gives everything back.
+    It names the file, its owner, this user, and the command that makes everything usable.
     """
     if os.geteuid() == 0:
         return ""
@@ -33,11 +33,19 @@ def trouble(config: Config) -> str:
             owner = path.lstat().st_uid
         except OSError:
             continue
-        if owner == os.geteuid() or _usable(path):
+        if _usable(path):
             continue
+        if _is_mounted_read_only(path):
+            return f"{place}: the file system of {path} is mounted read-only: mount it read-write"
+        if owner == os.geteuid():
+            return f"{place}: the mode of {path} keeps its owner out: chmod u+rwX {_quoted([path])}"
+
         me = _user(os.geteuid())
-        roots = " ".join(shlex.quote(str(each)) for each in _roots(config))
-        remedy = f"sudo chown -R {me}:{_group(os.getegid())} {roots}"
+        # The folder of the ledger may hold other files.
+        roots = _roots(config)
+        given = roots if any(path.is_relative_to(root) for root in roots) else [path]
+        recursive = "-R " if given == roots else ""
+        remedy = f"sudo chown {recursive}{me}:{_group(os.getegid())} {_quoted(given)}"
         if owner != 0:
             remedy = f"run Pleura as {_user(owner)}, or {remedy}"
         return f"{place}: {path} belongs to {_user(owner)}, and {me} cannot use it; {remedy}"
@@ -103,6 +111,9 @@ def _roots(config: Config) -> list[Path]:
 def _files(config: Config) -> Iterator[tuple[str, Path]]:
     """(key of the settings, path) of every folder and file, folders before what they hold."""
     spool, *ledger = _roots(config)
+    if ledger:
+        # SQLite makes and removes files beside its own.
+        yield "ledger", ledger[0].parent
     for path in ledger:
         yield "ledger", path
 
@@ -127,7 +138,15 @@ def _is_there(path: Path) -> bool:
 
 def _usable(path: Path) -> bool:
     mode = os.R_OK | os.W_OK
-    return os.access(path, mode | os.X_OK if path.is_dir() else mode)
+    return os.access(path, mode | os.X_OK if path.is_dir() else mode, effective_ids=True)
+
+
+def _is_mounted_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _quoted(paths: list[Path]) -> str:
+    return " ".join(shlex.quote(str(each)) for each in paths)
 
 
 def _user(uid: int) -> str:

@@ -47,18 +47,23 @@ def not_opened(url: str, path: Path, cause: BaseException | None) -> LedgerError
 
 
 def _owner_advice(path: Path) -> str:
-    """Who owns the file, or the folder that hides it, and how to run a command as that user.
+    """Who owns the file that is closed to this user, or the folder that hides it, and the remedy.
 
     "" if this user may read and write there.
     """
-    for place in (path, *path.parents):
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))
+    for place in (path, *beside, *path.parents):
         try:
             owner = place.lstat().st_uid
         except OSError:
             continue
 
         if os.access(place, os.R_OK | os.W_OK, effective_ids=True):
-            return ""
+            if place.is_dir():
+                return ""
+            continue
+        if owner == os.geteuid():
+            return f"; its user may not write to {place}: chmod u+rwX {place}"
         name = _user(owner)
         # No node should run as root, so there is no command for that.
         command = f": sudo -u {name} pleura ..." if owner else ""

@@ -36,7 +36,8 @@ _REFUSALS = (
     (
         "readonly database|unable to open database file|Permission denied",
         None,
-        "a file of the ledger belongs to another user? ask `pleura doctor` as the service's user",
+        "this user may not write to a file of the ledger or to its folder: `pleura doctor`, run as "
+        "this user, names it",
     ),
     (
         "permission denied for|must be owner of",

@@ -79,3 +79,32 @@ def test_doctor_checks_owners_in_a_closed_folder_without_failing(folder: Path) -
     settings = Config.model_validate({"spool": folder / "spool", "ledger": url})
     assert ownership.trouble(settings) == ""
     assert len(ownership.absent(settings)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("ledger.db", 0o444), ("ledger.db-shm", 0o444), (".", 0o555)]
+)
+def test_a_mode_that_keeps_the_owner_out_is_reported_with_its_cure(
+    folder: Path, name: str, mode: int
+) -> None:
+    """The role started, and ended with a traceback at its first write; doctor found nothing."""
+    os.seteuid(0)
+    (folder / "ledger.db-shm").touch()
+    for path in (folder / "ledger.db-shm", folder / "spool"):
+        os.chown(path, _NODE, _NODE)
+    (folder / name).chmod(mode)
+    os.seteuid(_NODE)
+
+    url = f"sqlite:///{folder}/ledger.db"
+    settings = Config.model_validate({"spool": folder / "spool", "ledger": url})
+    assert ownership.trouble(settings).endswith(f"chmod u+rwX {folder / name}")
+
+
+def test_a_ledger_in_a_folder_that_is_not_writable_cannot_be_opened_and_says_why(
+    folder: Path,
+) -> None:
+    os.seteuid(0)
+    folder.chmod(0o555)
+    os.seteuid(_NODE)
+    with pytest.raises(LedgerError, match=re.escape(f"may not write to {folder}: chmod u+rwX")):
+        Ledger.existing(f"sqlite:///{folder}/ledger.db")

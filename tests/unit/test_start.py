@@ -204,7 +204,7 @@ def test_a_closed_pipe_causes_no_traceback(tmp_path: Path) -> None:
 def as_user(monkeypatch: pytest.MonkeyPatch, uid: int, *unusable: Path) -> None:
     """Pretend to be this user, without access to these files; a test as root could use every file."""
     monkeypatch.setattr(ownership.os, "geteuid", lambda: uid)
-    monkeypatch.setattr(ownership.os, "access", lambda path, _: Path(path) not in unusable)
+    monkeypatch.setattr(ownership.os, "access", lambda path, *_, **__: Path(path) not in unusable)
 
 
 @pytest.mark.parametrize("what", ["spool/0a", "spool/0a/" + "f" * 32, "ledger.db"])
