@@ -22,6 +22,9 @@ Jobs = Sequence[ImageJob] | Sequence[DeliveryJob]
 # A lease survives three failed heartbeats.
 _BEATS_PER_LEASE = 4
 _PATIENCE_S = 5.0
+# A heartbeat that lasts longer is told. A lock of another program ends in an error before that; a
+# server whose disk or machine hangs gives no answer at all.
+_ANSWER_S = 45.0
 
 
 class Heartbeat:
@@ -76,13 +79,18 @@ class SignsOfLife:
         ready: threading.Event,
         every_s: float = SIGN_EVERY_S,
         facts: Facts = dict,
+        answer_s: float = _ANSWER_S,
     ) -> None:
-        """`ready` is set once the role can do its job."""
+        """`ready` is set once the role can do its job.
+
+        A ledger that does not answer for `answer_s` is told in the log.
+        """
         self._facts = facts
         self._ledger = ledger
         self._role = role
         self._ready = ready
         self._every_s = every_s
+        self._answer_s = answer_s
         self._outage = Outage(log, f"{role}: heartbeat: the ledger")
 
         self._done = threading.Event()
@@ -95,6 +103,9 @@ class SignsOfLife:
         self._done.set()
         # A database that hangs must not delay the end of the role.
         self._thread.join(_PATIENCE_S)
+        if self._thread.is_alive():
+            log.warning("the end of the %s role is not recorded: no answer", self._role)
+            return
         try:
             self._ledger.end_beat(self._role, owner_name())
         except Exception as error:
@@ -105,6 +116,9 @@ class SignsOfLife:
         while not self._done.is_set():
             if not self._ready.wait(0.2):
                 continue
+            patience = threading.Timer(self._answer_s, self._miss_answer)
+            patience.daemon = True
+            patience.start()
             try:
                 self._ledger.beat(self._role, owner_name(), self._told())
             except Exception as error:
@@ -112,7 +126,13 @@ class SignsOfLife:
                 self._outage.failed(error)
             else:
                 self._outage.over()
+            finally:
+                patience.cancel()
             self._done.wait(self._every_s)
+
+    def _miss_answer(self) -> None:
+        """On the timer's thread, while the heartbeat waits."""
+        self._outage.failed(TimeoutError(f"no answer for {self._answer_s:g} s; does it hang?"))
 
     def _told(self) -> dict[str, Any]:
         return {"memory_bytes": memory_bytes(), **self._facts()}

@@ -4,7 +4,9 @@ answer no image.
 
 from __future__ import annotations
 
+import logging
 import threading
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult, owner_name
 from daemon.ledger.digests import accession_digest
 from tests.unit.clock import Clock
+from tools.peers.waiting import wait_until
 
 
 def end_images(ledger: Ledger, endings: list[tuple[str, str | None]]) -> None:
@@ -58,6 +61,36 @@ def test_a_role_sends_heartbeats_from_ready_until_its_end(ledger: Ledger) -> Non
             pass
         assert [(row["role"], row["owner"]) for row in rows] == [("receive", owner_name())]
     assert ledger.inspect.roles() == []
+
+
+def test_a_ledger_that_gives_no_answer_is_told_and_does_not_delay_the_end_of_the_role(
+    ledger: Ledger, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose disk or machine hangs: no call fails, and none returns."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("daemon.heartbeat._PATIENCE_S", 0.05)
+    ready, thaws = threading.Event(), threading.Event()
+    ready.set()
+    beat = ledger.beat
+
+    def hangs(*arguments: Any) -> None:
+        thaws.wait()
+        beat(*arguments)
+
+    def frozen(*_: Any) -> None:
+        pytest.fail("the role's end waits for the ledger")
+
+    def lines() -> str:
+        return "\n".join(record.getMessage() for record in caplog.records)
+
+    monkeypatch.setattr(ledger, "beat", hangs)
+    monkeypatch.setattr(ledger, "end_beat", frozen)
+    with SignsOfLife(ledger, "receive", ready, answer_s=0.05):
+        wait_until("it is told", lambda: "receive: heartbeat: the ledger: Timeout" in lines())
+    assert "the end of the receive role is not recorded" in lines()
+
+    thaws.set()
+    wait_until("its end is told", lambda: "the ledger answers again" in lines())
 
 
 def test_a_destination_records_the_start_of_its_outage_and_its_latest_answer(
