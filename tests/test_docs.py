@@ -1,4 +1,4 @@
-"""The pages quote the program: each command parses, each setting exists, each example of settings
+"""The pages quote the program: each command parses, each setting and module exists, each example of settings
 is accepted, and each line of the runbook is a line that the code can log.
 """
 
@@ -140,3 +140,18 @@ def _pieces(words: list[str], texts: str) -> Iterator[str]:
             length -= 1
         yield " ".join(words[:length])
         words = words[max(length, 1) :]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_each_module_exists_with_its_options(page: Path) -> None:
+    text = re.sub(r"\s*\\?\n\s*", " ", page.read_text())
+    modules = "benchmarks|daemon|tests|tools|training"
+    for name, rest in re.findall(rf"python -m ((?:{modules})[\w.]*)([^`#]*)", text):
+        file = REPOSITORY / Path(*name.split(".")).with_suffix(".py")
+        folder = file.parent if file.exists() else file.with_suffix("")
+        assert file.exists() or (folder / "__main__.py").exists(), name
+
+        sources = "".join(path.read_text() for path in sorted(folder.glob("*.py")))
+        command = re.split(r" (?:python|pleura) |  |[|;&]", rest)[0]
+        for option in re.findall(r"(?<= )--[a-z][\w-]*", command):
+            assert f'"{option}"' in sources, f"python -m {name} {option}"
