@@ -1,5 +1,5 @@
-"""The pages quote the program: each command parses, each setting and module exists, each example of settings
-is accepted, and each line of the runbook is a line that the code can log.
+"""The pages quote the program: each command parses, each setting and module exists, each example of
+settings is accepted, and each line of the runbook is a line that the code can log.
 """
 
 from __future__ import annotations
