@@ -204,9 +204,7 @@ def _certificates(config: Config, alerts: Alerts, sight: Sight) -> Iterator[Alar
         days = (ends_at - sight.figures.now) / _DAY_S
         if days < alerts.certificate_days:
             verb = "ends" if days >= 0 else "ended"
-            words = (
-                f"{key} {verb} on {_day(ends_at)}; renew it {alerts.certificate_days:g} days before"
-            )
+            words = f"it {verb} on {_day(ends_at)}; renew it"
             name = f"certificate:{sight.machine}:{key}"
             yield Alarm(name, "certificate", key, words, sight.machine)
 

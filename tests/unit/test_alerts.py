@@ -5,6 +5,7 @@ server and a real web service.
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ def test_disk_certificate_refusal_and_drift_are_reported_with_details(
     found = {alarm.kind: alarm for alarm in troubles(near, near.alerts, sight)}
     assert found["disk"].machine == "here"
     assert found["certificate"].subject == "tls.certificate"
+    assert re.fullmatch(r"it ends on [\d-]+; renew it", found["certificate"].words)
     assert found["refused"].words == "refused results of 1970-01-12 (UTC): 1: 9.9"
     assert found["drift"].words == "positives: 9 of 60 images"
     assert {alarm.kind for alarm in found.values()} <= KINDS.keys()
