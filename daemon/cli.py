@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from daemon import (
     installed,
@@ -159,11 +159,8 @@ def _retry(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config)
     configured = settings.owed()
-    if options.to and options.to not in configured:
-        raise CannotStartError(
-            f"--to: found {options.to!r}; allowed: "
-            f"{', '.join(configured) or 'no destination is named'}"
-        )
+    if options.to:
+        _require_destination(options.to, configured)
     if options.to and options.state == "failed":
         raise CannotStartError("--to: a failed image has no destination yet; leave out one of both")
     if options.old and (options.old in configured or not options.to):
@@ -178,12 +175,22 @@ def _retry(options: argparse.Namespace) -> int:
     return EXIT_DONE if retried.count or not options.uid else EXIT_FAILED
 
 
+def _require_destination(name: str, configured: Collection[str]) -> None:
+    if name not in configured:
+        raise CannotStartError(
+            f"--to: found {name!r}; allowed: {', '.join(configured) or 'no destination is named'}"
+        )
+
+
 def _resend(options: argparse.Namespace) -> int:
+    from daemon import config
+
     if options.since is None and not options.uid:
         raise CannotStartError(
             "resend: say which: --since TIME, or UIDs of studies, images, results"
         )
 
+    _require_destination(options.to, config.load(options.config).owed())
     since = options.since.timestamp() if options.since else None
     count, gone = opening.ledger(options).resend(options.to, since, options.uid, user())
     print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
@@ -289,6 +296,13 @@ def _send(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace) -> int:
     from daemon import config
+
+    if options.file and options.action != "diff":
+        # Without this, another file than the named one would be checked.
+        raise CannotStartError(
+            f"config {options.action}: {options.file[0]} found; name the settings with -c: "
+            f"pleura config {options.action} -c {options.file[0]}"
+        )
 
     if options.action == "init":
         print(config.begin(options.config))

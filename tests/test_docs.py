@@ -27,7 +27,7 @@ NAMES = [page.name for page in PAGES]
 # A sentence may name a command without what the command needs.
 _ABBREVIATED = re.compile(r"arguments are required|expected one argument")
 # Stands in a quoted line for something that differs each time.
-_NAMES = r"\b(?:NAME|UID|PATH|DAY|KIND|SUBJECT|SEG|pacs|[MNRX])\b"
+_NAMES = r"\b(?:NAME|UID|PATH|DAY|KIND|SUBJECT|SEG|pacs|[MNRX]|\w+Error)\b"
 _DIFFERS = re.compile(rf"\.\.\.|\{{\.\.\.\}}|{_NAMES}|'[^']*'|\d[\d./:]*x?|[;:,] ")
 
 

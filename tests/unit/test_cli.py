@@ -127,6 +127,24 @@ def test_a_wrong_day_or_time_is_told_the_form_that_is_wanted(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("action", ["check", "show", "init", "schema"])
+def test_a_settings_file_without_its_option_is_not_overlooked(
+    action: str, settings: Path, tmp_path: Path
+) -> None:
+    answer = pleura("config", action, tmp_path / "other.yaml", "-c", settings)
+    assert answer.returncode == 2
+    assert f"pleura config {action} -c {tmp_path / 'other.yaml'}" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["retry", "--to", "pacz"], ["resend", "--to", "pacz", "--since", "2026-11-30"]]
+)
+def test_an_unknown_destination_is_refused(command: list[str], settings: Path) -> None:
+    answer = pleura(*command, "-c", settings)
+    assert answer.returncode == 2
+    assert answer.stderr == "--to: found 'pacz'; allowed: no destination is named\n"
+
+
 def test_a_password_prompt_that_is_left_asks_for_a_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
