@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from daemon.ledger.alarms import Alarm, AlarmMessage
     from daemon.ledger.digests import accession_digest
-    from daemon.ledger.errors import LedgerError, UndecidedError
+    from daemon.ledger.errors import LedgerError, UndecidedError, is_locked_out
     from daemon.ledger.figures import Circuit, Owed, RoleProcess, Snapshot, Tally, Unresolved
     from daemon.ledger.generations import BusyError, Found, Generation, Taker
     from daemon.ledger.inspect import Inspection
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "alarms": "Alarm AlarmMessage",
     "digests": "accession_digest",
-    "errors": "LedgerError UndecidedError",
+    "errors": "LedgerError UndecidedError is_locked_out",
     "figures": "Circuit Owed RoleProcess Snapshot Tally Unresolved",
     "generations": "BusyError Found Generation Taker",
     "inspect": "Inspection",
@@ -96,6 +96,7 @@ __all__ = [
     "WeeklyCount",
     "accession_digest",
     "describe",
+    "is_locked_out",
     "is_outage",
     "log_failure",
     "owner_name",

@@ -29,6 +29,7 @@ from daemon.ledger.errors import (
     LedgerError,
     UndecidedError,
     is_hopeless,
+    is_locked_out,
     not_opened,
     require_sqlite_file,
 )
@@ -82,8 +83,6 @@ SELECT extract(epoch FROM clock_timestamp()), {_LIMIT_LOCKS},
 # PostgreSQL: the first statement of each transaction that reads. Only the lock of a whole table can
 # hold it up.
 _BEGIN_READING_ON_SERVER = f"SELECT {_LIMIT_LOCKS}"
-# The codes of SQLite and PostgreSQL for a lock that was not given up in time.
-_LOCKED = {"SQLITE_BUSY", "55P03"}
 _BEGAN_AT = "began at"
 _RINGS = "rings"
 
@@ -206,10 +205,12 @@ class Database:
             statement = _insert(table.name, columns, len(values), "?")
             try:
                 execute_and_commit(connection, statement, tuple(chain.from_iterable(values)))
-            except BaseException:
+            except BaseException as error:
                 # Closed, which rolls back.
                 self._appender.invalidate()
                 self._appender = None
+                if isinstance(error, sqlite3.OperationalError):
+                    raise OperationalError(None, None, error) from error
                 raise
         bells.ring(str(self.engine.url.database))
 
@@ -390,7 +391,8 @@ def require_file(url: str) -> None:
 def lock_of_another(url: str, within_s: float) -> OperationalError | None:
     """The database's error if another program's lock keeps every writer out for that long.
 
-    Other errors are not asked for: this user need not be the one who writes.
+    Other errors are not asked for: this user need not be the one who writes. Only for a ledger that
+    a role has open: SQLite's last connection changes the files as it closes.
     """
     parsed = make_url(url)
     is_file = parsed.get_backend_name() == "sqlite"
@@ -404,8 +406,7 @@ def lock_of_another(url: str, within_s: float) -> OperationalError | None:
                 conn.exec_driver_sql(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
             nothing.rollback()
     except OperationalError as error:
-        codes = {getattr(error.orig, name, None) for name in ("sqlite_errorname", "sqlstate")}
-        return error if codes & _LOCKED else None
+        return error if is_locked_out(error) else None
     finally:
         engine.dispose()
     return None
@@ -415,7 +416,7 @@ def _engine(url: str, read_only: bool) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return _postgresql(parsed, read_only)
-    return _sqlite_read_only(parsed) if read_only else _sqlite(parsed)
+    return _sqlite_read_only(parsed) if read_only else _sqlite(parsed, _LOCK_S)
 
 
 def _postgresql(url: sa.URL, read_only: bool) -> Engine:
@@ -462,7 +463,7 @@ def _sqlite_read_only(url: sa.URL) -> Engine:
     return engine
 
 
-def _sqlite(url: sa.URL, lock_s: float = _LOCK_S) -> Engine:
+def _sqlite(url: sa.URL, lock_s: float) -> Engine:
     if url.database:
         Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = sa.create_engine(url, connect_args={"timeout": lock_s}, paramstyle="named")

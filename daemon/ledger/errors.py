@@ -9,6 +9,9 @@ from pathlib import Path
 # Errors of SQLite that a restart does not cure.
 _HOPELESS = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_NOTADB", "SQLITE_PERM")
 
+# The codes of SQLite and PostgreSQL for a lock that was not given up in time.
+_LOCKED = {"SQLITE_BUSY", "55P03"}
+
 
 class LedgerError(Exception):
     """The ledger cannot be used as it is. The message says where and what to do."""
@@ -24,6 +27,16 @@ class UndecidedError(Exception):
 def is_hopeless(cause: BaseException | None) -> bool:
     """Whether this error of the driver would come again at each start."""
     return getattr(cause, "sqlite_errorname", "").startswith(_HOPELESS)
+
+
+def is_locked_out(error: BaseException) -> bool:
+    """Whether a statement ended because another program's lock was not given up in time.
+
+    It has changed nothing.
+    """
+    cause = getattr(error, "orig", None)
+    codes = {getattr(cause, name, None) for name in ("sqlite_errorname", "sqlstate")}
+    return bool(codes & _LOCKED)
 
 
 def require_sqlite_file(url: str, path: Path) -> None:

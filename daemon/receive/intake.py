@@ -10,7 +10,15 @@ import time
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from daemon.ledger import Arrival, Ledger, LedgerError, UndecidedError, describe, is_outage
+from daemon.ledger import (
+    Arrival,
+    Ledger,
+    LedgerError,
+    UndecidedError,
+    describe,
+    is_locked_out,
+    is_outage,
+)
 from daemon.spool import BytesLike, Spool, SpoolError, Unfinished
 
 log = logging.getLogger("pleura.receive")
@@ -119,6 +127,11 @@ class Intake:
             return
 
         why = _in_words(row.error)
+        if is_locked_out(row.error):
+            # To ask the ledger would be to wait for the same lock.
+            self._spool.remove(arrival.spool_name)
+            raise NotCommittedError(f"it cannot be committed ({why})") from row.error
+
         is_undecided = isinstance(row.error, UndecidedError)
         if not self._was_committed(arrival.spool_name, is_undecided):
             raise NotCommittedError(f"it cannot be committed ({why})") from row.error

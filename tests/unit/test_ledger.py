@@ -690,7 +690,7 @@ def test_the_ledger_recovers_from_a_full_disk(small_disk: Path) -> None:
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(sa.exc.OperationalError, match="full"):
         ledger.receive([arrival(f"2.{number}") for number in range(10_000)])
     filler.unlink()
     ledger.receive([arrival("3")])

@@ -21,7 +21,7 @@ from daemon.deliver.retention import Retention
 from daemon.dicom.commitment import Report
 from daemon.dicom.requestor import EventReport
 from daemon.dicom.tables import Status
-from daemon.ledger import Arrival, Ledger, Outage, describe
+from daemon.ledger import Arrival, Ledger, Outage, describe, owner_name
 from daemon.receive.intake import Intake, NotCommittedError
 from daemon.service import _wait_for_stores
 from daemon.spool import Spool
@@ -156,6 +156,27 @@ def test_a_refused_object_says_how_the_ledger_fails(tmp_path: Path) -> None:
         file.keep(Arrival(file.name, "1.2", "1.3", "", "", "dimse", 1, 5))
 
 
+def test_an_object_that_a_lock_keeps_out_is_refused_with_the_lock_and_leaves_no_bytes(
+    tmp_path: Path, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that stayed would be adopted and analysed later, though their sender keeps them."""
+    monkeypatch.setattr("daemon.ledger.database._LOCK_S", 0.1)
+    options = "" if "sqlite" in ledger_url else "?options=-clock_timeout%3D50ms"
+    ledger, other = Ledger(ledger_url + options), Ledger(ledger_url)
+    spool = Spool(tmp_path / "spool")
+    file = Intake(ledger, spool).begin()
+    file.write(b"bytes")
+
+    with other._database.transaction() as (conn, _):
+        if not other._database.is_sqlite:
+            conn.exec_driver_sql("LOCK TABLE instances IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(NotCommittedError, match=r"ledger: (SQLITE_BUSY|55P03) .*: end it"):
+            file.keep(Arrival(file.name, "1.2", "1.3", "", "", "dimse", 1, 5))
+    assert list(spool.names()) == []
+    ledger.close()
+    other.close()
+
+
 @pytest.mark.parametrize("what", ["state", "report", "refusal"])
 def test_a_record_that_an_outage_prevents_is_one_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, what: str
@@ -195,6 +216,7 @@ def test_doctor_finds_that_another_program_keeps_the_roles_from_writing(
     monkeypatch.setattr(doctor, "_LOCK_S", 0.1)
     config = Config.model_validate({"spool": tmp_path / "spool", "ledger": ledger_url})
     ledger = Ledger(ledger_url)
+    ledger.beat("receive", owner_name())
     assert doctor._ledger(config) == "0 images wait, 0 deliveries are owed"
 
     with ledger._database.transaction() as (conn, _):
