@@ -320,7 +320,7 @@ class Database:
         """Make tables of this version. If several roles start at once, one of them does it."""
         with self.engine.begin() as conn:
             if not self.is_sqlite:
-                conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
+                _wait_for_the_creator(conn)
             if not sa.inspect(conn).has_table(schema_version.name):
                 create_tables(conn)
                 conn.execute(schema_version.insert().values(version=SCHEMA_VERSION))
@@ -379,6 +379,14 @@ def _file_at(url: sa.URL) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _wait_for_the_creator(conn: Connection) -> None:
+    """Take PostgreSQL's lock of the tables, for as long as another role needs to change them."""
+    limit = conn.execute(sa.select(sa.func.current_setting("lock_timeout"))).scalar_one()
+    conn.execute(sa.select(sa.func.set_config("lock_timeout", "0", True)))
+    conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
+    conn.execute(sa.select(sa.func.set_config("lock_timeout", limit, True)))
 
 
 def require_file(url: str) -> None:

@@ -169,6 +169,29 @@ def test_a_lock_that_stays_is_an_error_in_words_and_not_a_wait_without_end(
     ledger.close()
 
 
+def test_a_role_waits_for_another_that_changes_the_tables(
+    postgres_url: str, other_host: sa.Engine
+) -> None:
+    """A migration of large tables takes longer than any lock that is an error."""
+    impatient = f"{postgres_url}?options=-clock_timeout%3D50ms"
+    waiters = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+    with ThreadPoolExecutor(1) as thread:
+        with other_host.begin() as conn, other_host.connect() as observer:
+            # The lock of the role that creates or changes the tables.
+            conn.exec_driver_sql("SELECT pg_advisory_xact_lock(x'706C6575'::int)")
+            opened = thread.submit(Ledger, impatient)
+
+            def is_waiting() -> bool:
+                return observer.exec_driver_sql(waiters).scalar_one() == 1
+
+            wait_until("the role waits for the tables", is_waiting)
+            with pytest.raises(TimeoutError):
+                # Ten times its limit for other locks
+                opened.result(0.5)
+        opened.result(_DEADLINE_S).close()
+
+
 def test_a_sleeper_survives_a_server_crash_and_gets_its_work(server: Postgres) -> None:
     url = server.create_database("ledger")
     ledger, other = Ledger(url), Ledger(url)
