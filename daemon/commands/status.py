@@ -134,7 +134,10 @@ def _audit_lines(inspect: Overview) -> Iterator[str]:
 
 
 def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:
-    for role in ROLES:
+    # The web and shadow roles need not run: they are listed once they have.
+    others = {row["role"] for row in rows} - {*ROLES}
+
+    for role in (*ROLES, *sorted(others)):
         heartbeats = [row["beat_at"] for row in rows if row["role"] == role]
         alive = sum(now - beat_at < SILENT_AFTER_S for beat_at in heartbeats)
         if alive:

@@ -118,6 +118,20 @@ def test_an_error_of_the_file_is_raised_as_a_ledger_error(ledger: Ledger, config
     assert describe(caught.value) == "SQLITE_ERROR OperationalError: no such table: roles"
 
 
+def test_every_role_that_runs_is_listed(
+    ledger: Ledger, inspect: Inspection, config: Config
+) -> None:
+    for role in ("web", "receive"):
+        ledger.beat(role, f"here:{role}")
+    shown = [line for line in status.lines(inspect, [], config.spool) if line.startswith("role ")]
+    assert shown == [
+        "role receive: 1 running",
+        "role analyse: NOT RUNNING",
+        "role deliver: NOT RUNNING",
+        "role web: 1 running",
+    ]
+
+
 def test_a_node_without_strays_reports_none(inspect: Inspection, config: Config) -> None:
     text = "\n".join(status.lines(inspect, [], config.spool))
     assert "adopted" not in text
