@@ -10,7 +10,7 @@ from inference.finding import Finding, Measurement, State
 from inference.results import wording
 from inference.results.case import Case
 from inference.results.layout import ORANGE, PALE, SKY_BLUE, Colour
-from inference.results.source import copied, utc_offset
+from inference.results.source import copied
 from inference.results.typesetting import Fact, Message
 from inference.results.uids import PLEURA_VERSION
 
@@ -41,7 +41,7 @@ def _processed(case: Case) -> str:
     """The result's time, with its offset from UTC where the image states one: then the clock may
     not be that of the reader.
     """
-    form = "%Y-%m-%d %H:%M" if utc_offset(case.header) is None else "%Y-%m-%d %H:%M %z"
+    form = "%Y-%m-%d %H:%M %z" if case.states_offset else "%Y-%m-%d %H:%M"
     return case.local_time.strftime(form)
 
 

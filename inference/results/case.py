@@ -160,6 +160,11 @@ class Case:
         return replace(self.appearance, refer_to_segmentation=self.refers_to_segmentation)
 
     @property
+    def states_offset(self) -> bool:
+        """Whether the source states the offset of its times from UTC."""
+        return utc_offset(self.header) is not None
+
+    @property
     def local_time(self) -> datetime:
         """The result's time on the clock of the object's dates and times (PS3.3 C.12.1.1.8)."""
         offset = utc_offset(self.header)

@@ -77,7 +77,7 @@ def test_the_tutorials_network_gives_the_same_answers_after_its_import(
         warnings.simplefilter("ignore")
         exec(program, names)
 
-    arguments = shlex.split(commands.splitlines()[0])
+    arguments = shlex.split(commands.replace("\\\n", " ").splitlines()[0])
     assert arguments[:2] == ["pleura", "model"]
     assert cli.main([*arguments[1:], "--segmenter", str(tiny_package)]) == 0
     loaded = package.load(Path("mine"))

@@ -10,7 +10,6 @@ from inference.results import layout, wording
 from inference.results.gate.expected import Expected
 from inference.results.gate.header import has_usable
 from inference.results.gate.regions import Measured
-from inference.results.source import utc_offset
 from inference.results.typesetting import Fact, Message
 from inference.results.uids import PLEURA_VERSION
 
@@ -32,7 +31,7 @@ def expected_message(expected: Expected) -> Message:
             facts.insert(0, ("Area", _area(expected.measured)))
         facts.insert(0, ("Score", _score(case.finding)))
 
-    zone = "" if utc_offset(case.header) is None else " %z"
+    zone = " %z" if case.states_offset else ""
     right = (
         ("Model", case.model.id),
         ("Version", case.model.version),
