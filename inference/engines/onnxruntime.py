@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import tempfile
 from pathlib import Path
 
@@ -13,16 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from inference.engines.plan import Plan, UnavailableError
-from inference.networks.onnx_graph import OnnxGraph, session_options
+from inference.networks.onnx_graph import OnnxGraph, is_installed, session_options
 from inference.silence import silenced_warnings
+
+__all__ = ["Session", "is_installed"]
 
 # The newest opset that this exporter fully supports.
 _OPSET = 17
-
-
-def is_installed() -> bool:
-    """Whether the extra is installed, without loading it."""
-    return all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
 class Session:
