@@ -45,7 +45,7 @@ from daemon.dicom.tables import (
 )
 from daemon.ledger import Inspection, LedgerError, describe
 from daemon.ledger.database import lock_of_another
-from daemon.ledger.processes import SILENT_AFTER_S, is_alive, this_machine
+from daemon.ledger.processes import SILENT_AFTER_S, is_alive
 from daemon.spool import identity
 
 # A certificate that expires sooner is trouble: it should have been renewed by now.
@@ -194,7 +194,7 @@ def _ledger(config: Config) -> str:
     with closing(Inspection.open(config.ledger)) as inspect:
         counts = inspect.counts()
         has_troubles = any(inspect.troubles().values())
-        is_open = any(_is_alive_here(row["owner"]) for row in inspect.roles())
+        is_open = any(is_alive(row["owner"]) for row in inspect.roles())
     if is_open and (locked := lock_of_another(config.ledger, _LOCK_S)):
         raise Trouble(f"it can be read, but no role can write: {describe(locked)}")
 
@@ -202,10 +202,6 @@ def _ledger(config: Config) -> str:
     owed = counts["deliveries"]["owed"]
     note = f"{waiting} images wait, {owed} deliveries are owed"
     return f"{note}; `pleura status` lists those in trouble" if has_troubles else note
-
-
-def _is_alive_here(owner: str) -> bool:
-    return owner.rpartition(":")[0] == this_machine() and is_alive(owner)
 
 
 def _roles(config: Config) -> str:

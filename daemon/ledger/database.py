@@ -83,6 +83,9 @@ SELECT extract(epoch FROM clock_timestamp()), {_LIMIT_LOCKS},
 # PostgreSQL: the first statement of each transaction that reads. Only the lock of a whole table can
 # hold it up.
 _BEGIN_READING_ON_SERVER = f"SELECT {_LIMIT_LOCKS}"
+_BEGIN_READ_ONLY_ON_SERVER = (
+    f"{_BEGIN_READING_ON_SERVER}, set_config('transaction_read_only', 'on', true)"
+)
 _BEGAN_AT = "began at"
 _RINGS = "rings"
 
@@ -446,9 +449,7 @@ def _postgresql(url: sa.URL, read_only: bool) -> Engine:
 
         # Bypasses SQLAlchemy, which would declare a cursor for it when rows are streamed.
         with cast(Any, connection.connection.driver_connection).cursor() as cursor:
-            if read_only:
-                cursor.execute("SET TRANSACTION READ ONLY")
-            cursor.execute(_BEGIN_READING_ON_SERVER)
+            cursor.execute(_BEGIN_READ_ONLY_ON_SERVER if read_only else _BEGIN_READING_ON_SERVER)
 
     return engine
 
