@@ -607,18 +607,23 @@ def n_is_dicom(node: Node, name: str) -> bool:
     return node.spool.read(name)[128:132] == b"DICM"
 
 
-def test_a_result_of_a_class_that_the_archive_does_not_accept_is_refused_with_the_reason(
-    node: Node, free_port: FreePort
-) -> None:
-    port = free_port()
+@contextlib.contextmanager
+def an_archive_of_overlays_alone(node: Node, port: int) -> Iterator[None]:
+    """It has stored the overlay 2.25.2, and declined the segmentation 2.25.1."""
     entity = AE("ARCHIVE")
     entity.add_supported_context(SC, [JPEGBaseline8Bit])
     with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
         node.owe(segmentation("2.25.1"), overlay("2.25.2"))
         node.start(pacs(port))
         wait_until("both are answered", lambda: node.counts() == {"stored": 1, "refused": 1})
+        yield
 
-    rows = node.rows()
+
+def test_a_result_of_a_class_that_the_archive_does_not_accept_is_refused_with_the_reason(
+    node: Node, free_port: FreePort
+) -> None:
+    with an_archive_of_overlays_alone(node, free_port()):
+        rows = node.rows()
     assert rows["2.25.1"]["state"] == "refused"
     assert "no presentation context" in rows["2.25.1"]["why"]
     assert rows["2.25.2"]["state"] == "stored"
@@ -627,14 +632,7 @@ def test_a_result_of_a_class_that_the_archive_does_not_accept_is_refused_with_th
 def test_a_declined_result_that_is_tried_again_alone_is_refused_again_without_an_outage(
     node: Node, free_port: FreePort
 ) -> None:
-    port = free_port()
-    entity = AE("ARCHIVE")
-    entity.add_supported_context(SC, [JPEGBaseline8Bit])
-    with serving(entity, port, [(evt.EVT_C_STORE, lambda _: 0)]):
-        node.owe(segmentation("2.25.1"), overlay("2.25.2"))
-        node.start(pacs(port))
-        wait_until("both are answered", lambda: node.counts() == {"stored": 1, "refused": 1})
-
+    with an_archive_of_overlays_alone(node, free_port()):
         assert node.ledger.rearm([DeliveryState.REFUSED], [], ["pacs"]) == 1
         wait_until("it is answered", lambda: node.rows()["2.25.1"]["why"] is not None)
 

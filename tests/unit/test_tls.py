@@ -434,8 +434,7 @@ def test_an_archive_that_does_not_speak_tls_is_told_with_advice(
     ca: Authority, node: Pair, archive: str
 ) -> None:
     """An archive without TLS resets the connection, or waits for the rest of a PDU."""
-    ours = {**node.settings(), "ca": str(ca.certificate)}
-    secure = inheriting(ours)
+    secure = inheriting(ca, node)
     near, far = socket.socketpair()
     near.settimeout(0.1)
     if archive == "closes":
@@ -449,8 +448,7 @@ def test_an_inherited_file_is_named_by_the_key_that_holds_it(
     ca: Authority, node: Pair, stranger: Pair
 ) -> None:
     """`tls: true` takes certificate and list from the node's own settings."""
-    ours = {**node.settings(), "ca": str(ca.certificate)}
-    secure = inheriting(ours)
+    secure = inheriting(ca, node)
     near, far = socket.socketpair()
     archive = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     archive.load_cert_chain(stranger.certificate, stranger.key)
@@ -466,8 +464,9 @@ def test_an_inherited_file_is_named_by_the_key_that_holds_it(
     assert "trust the issuer of tls.certificate" in secure.in_words(alert)
 
 
-def inheriting(ours: dict[str, str]) -> TlsClient:
+def inheriting(ca: Authority, node: Pair) -> TlsClient:
     """TLS toward an archive whose settings say only `tls: true`."""
+    ours = {**node.settings(), "ca": str(ca.certificate)}
     pacs = {"name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": 104, "tls": True}
     config = Config.model_validate({"tls": ours, "destinations": [pacs]})
     (there,) = config.destinations
