@@ -44,7 +44,6 @@ _LASTING = {
     ContextResult.TRANSFER_SYNTAXES_NOT_SUPPORTED,
 }
 
-
 # What to do about an A-ASSOCIATE-RJ, by source and reason (PS3.8 Table 9-21).
 _ADVICE = {
     (1, 1): "see whether the AE title {calling} and this machine's address are configured there",

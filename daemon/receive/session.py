@@ -48,8 +48,6 @@ _CURES = {
     Status.SOP_CLASS_NOT_SUPPORTED: "the sender mixes two SOP classes up: report it to its maker",
     Status.INVALID_OBJECT_INSTANCE: "the sender makes invalid UIDs: report it to its maker",
 }
-
-
 _COMMIT_CURE = "ask `pleura doctor`; the sender keeps it"
 
 
