@@ -25,8 +25,8 @@ from daemon import log as lines
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
 from daemon.heartbeat import SignsOfLife
-from daemon.ledger import Ledger, LedgerError, Outage, describe, this_machine
-from daemon.ledger.processes import is_alive
+from daemon.ledger import Ledger, LedgerError, Outage, describe
+from daemon.ledger.processes import is_gone
 from daemon.live import LiveSettings, Take
 from daemon.parent import end_with_parent
 from daemon.readiness import PARENT, READY, notify
@@ -234,8 +234,7 @@ def release_dead_leases(ledger: Ledger) -> None:
     Leases of another machine, or of a live process, expire on the ledger's clock.
     """
     for owner in ledger.inspect.lease_owners():
-        machine = owner.rpartition(":")[0]
-        if machine == this_machine() and not is_alive(owner):
+        if is_gone(owner):
             log.info("released the leases of dead process %s", owner)
             ledger.release_leases(owner)
 

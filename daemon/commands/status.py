@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.ledger.digests import accession_digest
 from daemon.ledger.overview import Overview
-from daemon.ledger.processes import SILENT_AFTER_S, is_alive, this_machine
+from daemon.ledger.processes import SILENT_AFTER_S, is_alive, is_gone, this_machine
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -138,13 +138,17 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
     others = {row["role"] for row in rows} - {*ROLES}
 
     for role in (*ROLES, *sorted(others)):
-        heartbeats = [row["beat_at"] for row in rows if row["role"] == role]
-        alive = sum(now - beat_at < SILENT_AFTER_S for beat_at in heartbeats)
+        processes = [row for row in rows if row["role"] == role]
+        left = [row for row in processes if not is_gone(row["owner"])]
+        alive = sum(now - row["beat_at"] < SILENT_AFTER_S for row in left)
+        newest = max((row["beat_at"] for row in processes), default=0.0)
+
         if alive:
             yield f"role {role}: {alive} running"
-        elif heartbeats:
-            newest = max(heartbeats)
+        elif left:
             yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
+        elif processes:
+            yield f"role {role}: NOT RUNNING; its process ended after {_date(newest)}"
         else:
             yield f"role {role}: NOT RUNNING"
 

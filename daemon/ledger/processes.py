@@ -31,6 +31,12 @@ def host_of(owner: str) -> str:
     return owner.partition("/")[0]
 
 
+def is_gone(owner: str) -> bool:
+    """Whether an owner was a process of this machine that has ended."""
+    machine, _, _ = owner.rpartition(":")
+    return machine == this_machine() and not is_alive(owner)
+
+
 def is_alive(owner: str) -> bool:
     """Whether an owner of this machine (owner_name) still runs.
 

@@ -15,7 +15,7 @@ from daemon import tls
 from daemon.config import Config
 from daemon.ledger import SameReason
 from daemon.ledger.alarms import LastingAlarm
-from daemon.ledger.processes import SILENT_AFTER_S
+from daemon.ledger.processes import SILENT_AFTER_S, is_gone
 from daemon.ledger.view import Activity, Count, Queue, Refused
 from daemon.metrics import host
 from daemon.metrics.health import ROLES as NEEDED_ROLES
@@ -180,8 +180,12 @@ def _roles(settings: Config, rows: Sequence[Mapping[str, Any]], at: float) -> li
 
     roles = []
     for name in names:
-        ages = [at - row["beat_at"] for row in rows if row["role"] == name]
-        alive = sum(age < SILENT_AFTER_S for age in ages)
+        processes = [row for row in rows if row["role"] == name]
+        ages = [at - row["beat_at"] for row in processes]
+        alive = sum(
+            age < SILENT_AFTER_S and not is_gone(row["owner"])
+            for age, row in zip(ages, processes, strict=True)
+        )
         roles.append(Role(name, alive, min(ages, default=None)))
     return roles
 

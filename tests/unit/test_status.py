@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from daemon.ledger import (
     describe,
 )
 from daemon.ledger.overview import FileOverview
+from daemon.ledger.processes import this_machine
 from daemon.spool import Spool
 
 STRAY = "ab" + "0" * 30
@@ -130,6 +133,20 @@ def test_every_role_that_runs_is_listed(
         "role deliver: NOT RUNNING",
         "role web: 1 running",
     ]
+
+
+def test_a_killed_role_is_not_reported_as_running(
+    ledger: Ledger, inspect: Inspection, config: Config
+) -> None:
+    """Its last heartbeat is still young."""
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    ledger.beat("analyse", f"{this_machine()}:{killed.pid}")
+    ledger.beat("deliver", f"{this_machine()}:{os.getpid()}")
+
+    shown = [line for line in status.lines(inspect, [], config.spool) if line.startswith("role ")]
+    assert shown[1].startswith("role analyse: NOT RUNNING; its process ended after ")
+    assert shown[2] == "role deliver: 1 running"
 
 
 def test_a_node_without_strays_reports_none(inspect: Inspection, config: Config) -> None:
