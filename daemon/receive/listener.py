@@ -215,7 +215,7 @@ class Listener:
         try:
             if context is None:
                 return PlainWaiting(connection, address, self._tls_port)
-            return TlsWaiting(connection, address, context.current())
+            return TlsWaiting(connection, address, context)
         except BaseException:
             connection.close()
             raise

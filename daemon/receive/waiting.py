@@ -17,7 +17,7 @@ from typing import Protocol
 from daemon.dicom.negotiation import escaped
 from daemon.dicom.pdu import PDU_HEADER, PDU_HEADER_BYTES, PduType, abort
 from daemon.receive.connections import PlainConnection, Served, TlsConnection
-from daemon.tls import in_words
+from daemon.tls import EXPIRED, PeerCertificate, Renewed, in_words
 
 # One read during a handshake: more than any message but a long chain of certificates.
 _HANDSHAKE_BYTES = 16 * 1024
@@ -128,13 +128,16 @@ class TlsWaiting:
 
     computes = True
 
-    def __init__(self, connection: socket.socket, address: str, context: ssl.SSLContext) -> None:
+    def __init__(self, connection: socket.socket, address: str, renewed: Renewed) -> None:
+        """Raises TlsError as Renewed.current()."""
         self.socket = connection
         self.address = address
         self.since = time.monotonic()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._renewed = renewed
+        self._context = renewed.current()
+        self._tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._heard = 0
         self._is_established = False
         self._request = bytearray()
@@ -191,6 +194,7 @@ class TlsWaiting:
         """Continue the handshake. Returns whether it is done."""
         try:
             self._tls.do_handshake()
+            self._require_valid()
             self._is_established = True
         except ssl.SSLWantReadError:
             pass
@@ -201,6 +205,20 @@ class TlsWaiting:
             raise HandshakeError(in_words(error, "tls", "tls.ca")) from error
         self._flush()
         return self._is_established
+
+    def _require_valid(self) -> None:
+        """Raises HandshakeError for a resumed session whose certificate has expired since.
+
+        OpenSSL verifies a certificate in a whole handshake only, and each resumption brings a new
+        ticket. A peer that has renewed its certificate may still hold such a ticket: its next
+        connection gets a whole handshake.
+        """
+        if not self._tls.session_reused:
+            return
+        certificate = PeerCertificate.of(self._tls)
+        if certificate is not None and certificate.valid_until < time.time():
+            self._renewed.end_resumption(self._context)
+            raise HandshakeError(EXPIRED)
 
     def _read_request(self, limit_bytes: int) -> bool:
         """Read no byte beyond the request. Returns whether it is complete."""

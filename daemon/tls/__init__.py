@@ -12,9 +12,10 @@ from daemon.tls.files import certificates, credentials, faults, faults_of, trust
 from daemon.tls.identity import PeerCertificate, describe_wanted, is_wanted
 from daemon.tls.renewal import Renewed
 from daemon.tls.server import node_context, page_context
-from daemon.tls.words import in_words
+from daemon.tls.words import EXPIRED, in_words
 
 __all__ = [
+    "EXPIRED",
     "Credentials",
     "PeerCertificate",
     "Renewed",

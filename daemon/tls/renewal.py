@@ -56,6 +56,8 @@ class Renewed:
         # When to try again, and the fault that was logged; None: the files are in use.
         self._retry_at: float | None = None
         self._fault: str | None = None
+        # A peer has resumed a session that it should not resume.
+        self._is_spent = False
 
     def current(self) -> ssl.SSLContext:
         """The context of the current files.
@@ -73,11 +75,17 @@ class Renewed:
 
             if self._context is None:
                 self._context = self._first()
-            elif marks != self._marks or self._is_due():
+            elif marks != self._marks or self._is_due() or self._is_spent:
                 self._context = self._renewed(self._context)
 
             self._marks = marks
+            self._is_spent = False
             return self._context
+
+    def end_resumption(self, of: ssl.SSLContext) -> None:
+        """Let no later connection resume a session of the context `of`."""
+        with self._lock:
+            self._is_spent = self._is_spent or of is self._context
 
     def _first(self) -> ssl.SSLContext:
         try:

@@ -12,6 +12,9 @@ _HOSTNAME_MISMATCH = 62
 _IP_ADDRESS_MISMATCH = 64
 _UNTRUSTED = (2, 18, 19, 20, 21)
 
+# Of a peer's certificate, in a handshake or in a session that the peer resumes.
+EXPIRED = "its certificate has expired; renew it there"
+
 _ALERTS = ("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_UNKNOWN", "CERTIFICATE_EXPIRED")
 _OTHER_VERSION = (
     "NO_SHARED_CIPHER",
@@ -75,7 +78,7 @@ def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
     code, said = error.verify_code, error.verify_message
 
     if code == _EXPIRED:
-        return "its certificate has expired; renew it there"
+        return EXPIRED
     if code == _NOT_YET_VALID:
         return "its certificate is not valid yet; compare the clocks"
 

@@ -11,8 +11,10 @@ import ssl
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +40,8 @@ from tools.peers.ports import unused_port
 from tools.peers.waiting import wait_until
 
 DEADLINE_S = 30.0
+# The type of an A-ASSOCIATE-AC.
+ACCEPTED = b"\x02"
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +232,49 @@ def test_a_certificate_that_is_removed_from_the_list_is_refused_from_then_on(
     with pytest.raises(LinkDownError, match="refuses this node's certificate"):
         send(theirs, picture)
     assert send(archive(node.tls_port, client_settings(ca, xray)), picture) == [0x0000]
+
+
+def resumed(
+    context: ssl.SSLContext, port: int, session: ssl.SSLSession | None
+) -> tuple[bytes, ssl.SSLSession | None, bool]:
+    """The type of the answer to an association request, the session to resume next, and whether
+    this one was resumed.
+    """
+    with (
+        node_connection(port) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", session=session) as secure,
+    ):
+        secure.sendall(associate_rq(b"XRAY1"))
+        return secure.recv(1), secure.session, bool(secure.session_reused)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_cannot_be_resumed_once_its_certificate_has_expired(
+    start: Callable[..., Node],
+    ca: Authority,
+    xray: Pair,
+    version: ssl.TLSVersion,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = start()
+    context = ssl.create_default_context(cafile=ca.certificate)
+    context.load_cert_chain(xray.certificate, xray.key)
+    context.minimum_version = context.maximum_version = version
+    answer, session, _ = resumed(context, node.tls_port, None)
+    assert answer == ACCEPTED
+    assert resumed(context, node.tls_port, session)[::2] == (ACCEPTED, True)
+
+    in_a_week = SimpleNamespace(time=lambda: time.time() + 7 * 86400.0, monotonic=time.monotonic)
+    with monkeypatch.context() as patched:
+        patched.setattr("daemon.receive.waiting.time", in_a_week)
+        with contextlib.suppress(OSError):
+            assert resumed(context, node.tls_port, session)[0] == b""
+    wait_until("the refusal is logged", lambda: "its certificate has expired" in caplog.text)
+
+    # A peer that has renewed its certificate still offers the old session: it is not taken, and
+    # the handshake is a whole one.
+    assert resumed(context, node.tls_port, session)[::2] == (ACCEPTED, False)
 
 
 def test_a_peer_that_is_tied_to_a_certificate_is_accepted_only_with_it(
