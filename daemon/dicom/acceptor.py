@@ -278,6 +278,11 @@ class Association:
                 self._discard_until(time.monotonic() + _FAREWELL_S)
         self._connection.close()
 
+    def hurry(self) -> None:
+        """Do not wait in close() for the peer any longer. Called by another thread."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def _discard_until(self, deadline: float) -> bool:
         """Read and drop what still comes. Returns whether the peer has closed."""
         scratch = memoryview(bytearray(64 * 1024))

@@ -27,6 +27,8 @@ class Roster:
         # The admitted peers, each with its slot.
         self._slots: set[Session] = set()
         self._threads: set[threading.Thread] = set()
+        # Ended associations whose threads wait for the peer to close, oldest first.
+        self._closing: dict[Association, threading.Thread] = {}
 
     def take(self, limits: Limits) -> None:
         """New limits. Associations beyond a smaller number stay until they end."""
@@ -38,8 +40,10 @@ class Roster:
     def enter(self, association: Association, run: Callable[[Association], None]) -> bool:
         """Start the association's thread.
 
-        False if there are far too many, including those that are ending. Up to twice as many as may
-        be open are let in, so that the rest get a rejection.
+        False if there are far too many. Up to twice as many as may be open are let in, so that the
+        rest get a rejection. If that many threads run, an ended association no longer waits for
+        its peer to close. Otherwise a peer that is rejected again and again, and never closes,
+        would lock out every sender.
         """
 
         def run_and_forget() -> None:
@@ -48,10 +52,18 @@ class Roster:
             finally:
                 with self._lock:
                     self._threads.discard(threading.current_thread())
+                    self._closing.pop(association, None)
 
         thread = threading.Thread(target=run_and_forget, name="association", daemon=True)
         with self._lock:
-            if len(self._threads) >= 2 * self._limits.associations:
+            most = 2 * self._limits.associations
+            if len(self._threads) >= most and not self._hurry():
+                log.warning(
+                    "connection from %s ended: %d associations are open or being answered, twice "
+                    "limits.associations; the sender tries again",
+                    association.address,
+                    most,
+                )
                 return False
             self._running.add(association)
             self._threads.add(thread)
@@ -73,6 +85,24 @@ class Roster:
             self._running.discard(association)
             if isinstance(association.session, Session):
                 self._slots.discard(association.session)
+            thread = threading.current_thread()
+            if thread in self._threads:
+                self._closing[association] = thread
+
+    def _hurry(self) -> bool:
+        """Close the oldest ended association of the address with the most. False: there is none.
+
+        Its thread ends at once, and is not counted any more. Called with the lock held.
+        """
+        if not self._closing:
+            return False
+        crowds = Counter(association.address for association in self._closing)
+        ((largest, _),) = crowds.most_common(1)
+        oldest = next(each for each in self._closing if each.address == largest)
+
+        self._threads.discard(self._closing.pop(oldest))
+        oldest.hurry()
+        return True
 
     def take_slot(self, newcomer: Session) -> str:
         """Give a slot to an association that has entered; another association may have to end.
@@ -89,7 +119,7 @@ class Roster:
                 )
             self._slots.add(newcomer)
 
-        if len(self._running) <= self._limits.associations or self._make_room(newcomer, held):
+        if len(self._slots) <= self._limits.associations or self._make_room(newcomer, held):
             return ""
         with self._lock:
             self._slots.discard(newcomer)
@@ -120,7 +150,7 @@ class Roster:
             return False
 
         deadline = time.monotonic() + _GIVING_WAY_S
-        while len(self._running) > self._limits.associations:
+        while len(self._slots) > self._limits.associations:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)

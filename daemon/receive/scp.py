@@ -104,6 +104,7 @@ class Receiver:
         association = Association(connection, address, self.limits, admit)
         if not self._roster.enter(association, self._run):
             connection.close()
+            self._alerts.refuse(address, "ended: no thread is free for its association")
 
     def _run(self, association: Association) -> None:
         """The thread of one association."""

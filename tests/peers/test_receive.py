@@ -1000,6 +1000,22 @@ def test_a_rejected_peer_keeps_no_slot(start: Callable[..., Node], how: str) -> 
         wait_until("threads end", lambda: threading.active_count() <= threads)
 
 
+def test_peers_that_are_rejected_and_never_close_lock_nobody_out(
+    start: Callable[..., Node],
+) -> None:
+    """Each of them keeps a thread until close_s is over."""
+    node = start(
+        limits=Limits(associations=2, close_s=60.0), peers=[Peer(ae_title="TESTER", host=None)]
+    )
+    with contextlib.ExitStack() as open_connections:
+        for _ in range(12):
+            stranger = open_connections.enter_context(node.connect("127.0.0.9"))
+            stranger.sendall(associate_rq(b"STRANGER"))
+            # PS3.8 9.3.4: rejected-permanent, by the service user, calling AE title.
+            assert stranger.recv(10) == bytes((3, 0, 0, 0, 0, 4, 0, 1, 1, 3))
+        assert store(node, image()) == [0x0000]
+
+
 def test_a_rejected_peer_closes_first(start: Callable[..., Node]) -> None:
     """The node waits for the peer to close (PS3.8 9.2, Sta13): some toolkits take a connection that
     the acceptor closes for an abort.
