@@ -21,7 +21,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from inference.age import age_years, has_unreadable_age
+from inference.age import age_years, has_unreadable_age, years_by_dates
 from inference.finding import State
 from inference.luts import has_grey_palette
 from inference.orientation import directions
@@ -64,6 +64,9 @@ _SERIES_DESCRIPTIONS = (
 )
 _STUDY_DESCRIPTIONS = ("StudyDescription", "PerformedProcedureStepDescription")
 _DESCRIPTIONS = (*_SERIES_DESCRIPTIONS, *_STUDY_DESCRIPTIONS)
+
+# PatientAge is a whole number, and consoles round it in both directions.
+_ROUNDED_AGE_YEARS = 1.0
 
 _HUMAN_CODES = ("337915000", "L-85B00")  # SCT and SRT, "Homo sapiens"
 
@@ -407,6 +410,11 @@ def _age(image: _Candidate) -> Exclusion | None:
     minimum = image.rules.minimum_age_years
     if age < minimum:
         return Exclusion("under_age", f"PatientAge is under the minimum of {minimum} years")
+
+    by_dates = years_by_dates(image.header)
+    if by_dates is not None and by_dates < minimum and age - by_dates > _ROUNDED_AGE_YEARS:
+        detail = f"PatientAge reaches the minimum of {minimum} years, but not by the birth date"
+        return Exclusion("age_unknown", detail)
     return None
 
 

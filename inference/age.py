@@ -35,6 +35,13 @@ def age_years(header: Dataset) -> float | None:
         if years <= _PLAUSIBLE_AGE_YEARS:
             return years
 
+    return years_by_dates(header)
+
+
+def years_by_dates(header: Dataset) -> float | None:
+    """The time from the birth date to the study's or the image's date; None without plausible
+    dates.
+    """
     born = _year(header, "PatientBirthDate")
     for keyword in ("StudyDate", "AcquisitionDate", "SeriesDate", "ContentDate"):
         taken = _year(header, keyword)

@@ -287,6 +287,31 @@ def test_age_comes_from_the_age_or_the_dates(changes: dict[str, Any], years: flo
 
 
 @pytest.mark.parametrize(
+    ("age", "born", "wanted"),
+    [
+        ("064Y", "20210101", "age_unknown"),
+        ("018Y", "20080101", "age_unknown"),
+        ("018Y", "20060601", None),
+        ("003Y", "19600101", "under_age"),
+        # A placeholder of an unknown patient.
+        ("064Y", "19000101", None),
+        ("064Y", "18500101", None),
+        ("064Y", "20240302", None),
+        ("064Y", "", None),
+    ],
+)
+def test_an_adults_age_with_a_childs_birth_date_is_not_known(
+    age: str, born: str, wanted: str | None
+) -> None:
+    header = chest(PatientAge=age, PatientBirthDate=born, StudyDate="20240301")
+    verdict = judge(header, Rules(), lambda _: False)
+    assert (verdict.reason if isinstance(verdict, Exclusion) else None) == wanted
+
+    everyone = Rules(minimum_age_years=0)
+    assert not isinstance(judge(header, everyone, lambda _: False), Exclusion)
+
+
+@pytest.mark.parametrize(
     "keyword",
     [
         "Modality",
