@@ -18,6 +18,7 @@ from pydicom.pixels.decoders.base import (
     JPEGLosslessSV1Decoder,
 )
 from pydicom.pixels.utils import pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import (
     HTJ2K,
     JPEG2000,
@@ -115,24 +116,22 @@ class Layout:
         """
         notes = []
 
-        try:
-            samples = int(dataset.SamplesPerPixel)
-            rows = int(dataset.Rows)
-            columns = int(dataset.Columns)
-            frames = int(dataset.get("NumberOfFrames") or 1)
-            allocated = int(dataset.BitsAllocated)
-            stored = int(dataset.BitsStored)
-            high = int(dataset.get("HighBit", stored - 1))
-            representation = dataset.get("PixelRepresentation")
-            photometric = str(dataset.PhotometricInterpretation or "").strip().upper()
-        except (AttributeError, TypeError, ValueError, OverflowError) as error:
-            kind = type(error).__name__
-            detail = f"the image description is incomplete ({kind})"
-            raise Unsuitable("undecodable", detail) from error
+        rows = _number(dataset, "Rows")
+        columns = _number(dataset, "Columns")
+        frames = _number(dataset, "NumberOfFrames", absent=1) or 1
+        allocated = _number(dataset, "BitsAllocated")
+        stored = _number(dataset, "BitsStored")
+        high = _number(dataset, "HighBit", absent=stored - 1)
+        representation = dataset.get("PixelRepresentation")
 
+        photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
         if not photometric:
-            detail = "PhotometricInterpretation (0028,0004) is empty: white may be black"
+            detail = "PhotometricInterpretation (0028,0004) is absent or empty: white may be black"
             raise Unsuitable("undecodable", detail)
+
+        samples = _number(dataset, "SamplesPerPixel", absent=1)
+        if not _is_stated(dataset, "SamplesPerPixel") and photometric in _GREY:
+            notes.append("SamplesPerPixel absent, one taken")
         if samples == 1 and photometric == "PALETTE COLOR" and has_grey_palette(dataset):
             detail = "PALETTE COLOR with a grey palette; MONOCHROME1 or MONOCHROME2 wanted"
             raise Unsuitable("undecodable", detail)
@@ -166,6 +165,29 @@ class Layout:
             half = 1 << self.bits_stored - 1
             return -half, half - 1
         return 0, (1 << self.bits_stored) - 1
+
+
+def _is_stated(dataset: FileDataset, keyword: str) -> bool:
+    return dataset.get(keyword) not in (None, "")
+
+
+def _number(dataset: FileDataset, keyword: str, absent: int | None = None) -> int:
+    """A whole number of the description; `absent` in its place if it is not stated.
+
+    Raises:
+        Unsuitable: "undecodable", naming the attribute.
+    """
+    tag = Tag(keyword)
+    named = f"{keyword} ({tag.group:04X},{tag.element:04X})"
+    if not _is_stated(dataset, keyword):
+        if absent is None:
+            raise Unsuitable("undecodable", f"{named} is absent")
+        return absent
+
+    try:
+        return int(dataset[keyword].value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise Unsuitable("undecodable", f"{named} is not one whole number") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,6 +349,7 @@ def _described(dataset: FileDataset, layout: Layout) -> FileDataset:
     implicit, little_endian = dataset.original_encoding
     described.set_original_encoding(implicit, little_endian, dataset.original_character_set)
 
+    described.SamplesPerPixel = 1
     described.HighBit = layout.high_bit
     described.PixelRepresentation = int(layout.signed)
     described.NumberOfFrames = 1
@@ -384,7 +407,9 @@ def _torn(values: NDArray[np.integer], bits_stored: int) -> bool:
 
 
 def _check_length(dataset: FileDataset, layout: Layout) -> None:
-    """Refuse uncompressed pixels that are not what the header describes: colour, words, frames."""
+    """Refuse uncompressed pixels that are not what the header describes: cut off, colour, words,
+    frames.
+    """
     if dataset["PixelData"].is_undefined_length:
         detail = "compressed Pixel Data (PS3.5 A.4) in an uncompressed transfer syntax"
         raise Unsuitable("undecodable", detail)
@@ -392,7 +417,7 @@ def _check_length(dataset: FileDataset, layout: Layout) -> None:
     # A smaller excess may be padding.
     expected = layout.rows * layout.columns * layout.bits_allocated // 8
     found = len(dataset.PixelData)
-    if 2 * found > 3 * expected + 2:
+    if found < expected or 2 * found > 3 * expected + 2:
         detail = f"{found} bytes of Pixel Data for {expected} bytes of pixels"
         raise Unsuitable("undecodable", detail)
 

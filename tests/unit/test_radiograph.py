@@ -415,6 +415,30 @@ def test_a_data_set_without_a_usable_picture_has_its_reason(
 
 
 @pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"Rows": None}, r"Rows \(0028,0010\) is absent"),
+        ({"Columns": None}, r"Columns \(0028,0011\) is absent"),
+        ({"BitsStored": None}, r"BitsStored \(0028,0101\) is absent"),
+        ({"BitsAllocated": [16, 16]}, r"BitsAllocated \(0028,0100\) is not one whole number"),
+        ({"PhotometricInterpretation": None}, r"PhotometricInterpretation .* is absent or empty"),
+        ({"PixelData": b"\0" * 100}, "100 bytes of Pixel Data for 32768 bytes of pixels"),
+    ],
+)
+def test_an_undecodable_image_says_what_was_found_where(
+    sample: bytes, changes: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(Unsuitable, match=wanted):
+        decoded(changed(sample, **changes))
+
+
+def test_a_grey_image_without_samples_per_pixel_has_one(sample: bytes) -> None:
+    image = decoded(changed(sample, SamplesPerPixel=None))
+    assert np.array_equal(image.pixels, decoded(sample).pixels)
+    assert "SamplesPerPixel absent, one taken" in image.notes
+
+
+@pytest.mark.parametrize(
     "data", [b"", b"hello", bytes(132) + b"DICM", bytes(200_000), b"\xff" * 1000]
 )
 def test_bytes_that_are_not_dicom_are_refused(data: bytes) -> None:
