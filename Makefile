@@ -124,8 +124,11 @@ deb: $(TESTED)
 
 # A container image, built by Podman or Buildah. It needs a registry for its base image
 # (docs/packages.md). It is in Docker's format, because the OCI format has no health check.
+# Another base: make image IMAGE="--build-arg BASE=localhost/debian-python"
+# Where crun may not write to cgroups: make image PODMAN="podman --runtime runc"
+PODMAN := podman
 image:
-	podman build --format docker -f deploy/oci/Containerfile -t pleura:cpu .
+	$(PODMAN) build --format docker $(IMAGE) -f deploy/oci/Containerfile -t pleura:cpu .
 
 # pip's report of what it would install for a node here; requirements, sbom and audit read it. With
 # EXTRAS also for these extras. What the Debian package holds: make sbom EXTRAS=oidc,postgresql
