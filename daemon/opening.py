@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from daemon.exits import CannotStartError
+from daemon.exits import EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
     # Imported where it is used: a command without a ledger starts without SQLAlchemy.
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from daemon.ledger.view import View
 
 _Opened = TypeVar("_Opened")
+
+# How long `pleura status` waits for a database server, which must answer a monitor in time.
+_ANSWER_S = 60.0
 
 
 def ledger(options: argparse.Namespace) -> Ledger:
@@ -58,6 +64,7 @@ def overview(options: argparse.Namespace) -> Overview:
 
     file = config.sqlite_file(config.load(options.config).ledger)
     if file is None:
+        _end_without_an_answer()
         return inspection(options)
     return _opened(lambda _: FileOverview.open(Path(file)), options)
 
@@ -71,6 +78,26 @@ def view(options: argparse.Namespace) -> View:
     from daemon.ledger.view import View
 
     return _opened(View.open, options)
+
+
+def _end_without_an_answer() -> None:
+    """End this process, which only reads, if it still runs after `_ANSWER_S`.
+
+    A server that hangs keeps its connections open, so no time-out of the network ends the wait, and
+    neither would an exception: the driver would wait again for the end of its statement.
+    """
+
+    def end(*_: object) -> None:
+        print(  # noqa: T201 - as the command's other errors
+            f"ledger: the database server gave no answer in {_ANSWER_S:g} s; it, or the server "
+            "behind its PgBouncer, hangs",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_FAILED)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
 
 
 def _opened(opens: Callable[[str], _Opened], options: argparse.Namespace) -> _Opened:

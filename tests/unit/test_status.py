@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +150,38 @@ def test_a_killed_role_is_not_reported_as_running(
     shown = [line for line in status.lines(inspect, [], config.spool) if line.startswith("role ")]
     assert shown[1].startswith("role analyse: NOT RUNNING; its process ended after ")
     assert shown[2] == "role deliver: 1 running"
+
+
+def test_a_database_server_that_hangs_ends_the_command(tmp_path: Path) -> None:
+    """It admits the command, and answers nothing more."""
+    pytest.importorskip("psycopg")
+    server = socket.create_server(("127.0.0.1", 0))
+    admitted = threading.Thread(target=_admit, args=(server,), daemon=True)
+    admitted.start()
+
+    path = tmp_path / "pleura.yaml"
+    ledger = f"postgresql://pleura@127.0.0.1:{server.getsockname()[1]}/pleura?sslmode=disable"
+    path.write_text(f"spool: {tmp_path / 'spool'}\nledger: {ledger}\n")
+    command = "from daemon import cli, opening; opening._ANSWER_S = 2; cli.main()"
+    words = [sys.executable, "-c", command, "status", "-c", str(path)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+    server.close()
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "ledger: the database server gave no answer in 2 s; it, or the server behind its "
+        "PgBouncer, hangs\n"
+    )
+
+
+def _admit(server: socket.socket) -> None:
+    """Answer one start-up message of PostgreSQL's protocol: admitted, and ready for a query."""
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I")
+        while connection.recv(4096):
+            continue
 
 
 def test_a_node_without_strays_reports_none(inspect: Inspection, config: Config) -> None:
