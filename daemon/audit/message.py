@@ -18,6 +18,13 @@ from daemon.ledger import AuditRow
 # Facts of an event, as the ledger recorded them.
 Facts = Mapping[str, str]
 
+# The most characters of an attribute, and of an alert's text. A whole message then fits into a
+# datagram (RFC 5426: 65,507 bytes), also with each character escaped or of four bytes. A longer
+# message could never be sent, and all later ones would wait for it.
+_MOST_OF_VALUE = 1000
+_MOST_OF_WORDS = 4000
+_CUT = " ..."
+
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DCM = "DCM"
 _SUCCESS, _MINOR_FAILURE, _SERIOUS_FAILURE = "0", "4", "8"
@@ -342,7 +349,7 @@ def _alert(root: ElementTree.Element, node: str, words: str) -> None:
     element = _object(root, node, "2", "13")
     _code(element, "ParticipantObjectIDTypeCode", _NODE_ID)
     ElementTree.SubElement(element, "ParticipantObjectName").text = _clean(node)
-    value = base64.b64encode(words.encode("utf-8", "replace")).decode()
+    value = base64.b64encode(_cut(words, _MOST_OF_WORDS).encode("utf-8", "replace")).decode()
     ElementTree.SubElement(
         element, "ParticipantObjectDetail", type="Alert Description", value=value
     )
@@ -376,4 +383,9 @@ def _code(
 
 def _clean(text: str) -> str:
     """A value that XML 1.0 can hold, with its white space collapsed."""
-    return " ".join(_NOT_XML.sub("?", text).split())
+    return _cut(" ".join(_NOT_XML.sub("?", text).split()), _MOST_OF_VALUE)
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or as much as the message has room for."""
+    return text if len(text) <= most else text[: most - len(_CUT)] + _CUT

@@ -102,6 +102,15 @@ def test_a_hostile_value_cannot_break_the_xml() -> None:
         xml.encode()
 
 
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("letter", ["a", '"', "\U0001f6ab"])
+def test_a_message_fits_into_a_datagram_whatever_it_says(event: str, letter: str) -> None:
+    facts = dict.fromkeys(EVENTS[event] | {"changes": "", "by": ""}, letter * 100_000)
+    message = formatted(AuditRow(1, 0.0, event, facts), SOURCE)
+    assert len(message) <= 65_507
+    assert faults(message.decode().partition("\ufeff")[2]) == []
+
+
 def test_the_codes_are_those_of_the_standard() -> None:
     """PS3.16 CID 400 to 404, transcribed by hand."""
     wanted = {
@@ -482,3 +491,22 @@ def test_a_refusal_is_recorded_once_a_minute_for_each_address_and_reason(bench: 
         ("10.0.4.12", "rejected"),
         ("10.0.4.11", "the TLS "),
     ]
+
+
+def test_an_address_that_makes_up_reasons_cannot_fill_the_audit_trail(bench: Bench) -> None:
+    now = [0.0]
+    alerts = Alerts(bench.ledger, lambda: now[0])
+    for number in range(500):
+        alerts.refuse("10.0.4.66", f"no peer has the AE title LAPTOP{number}")
+    alerts.refuse("10.0.4.11", "the TLS handshake failed")
+    now[0] += 61.0
+    alerts.refuse("10.0.4.66", "another")
+
+    alerts.start()
+    alerts.stop()
+    recorded = [(each.facts["address"], each.facts["why"]) for each in bench.rows()]
+    assert ("10.0.4.11", "the TLS handshake failed") in recorded
+    assert ("10.0.4.66", "another") in recorded
+    told = ("10.0.4.66", "470 further refusals of this address; the log has each of them")
+    assert recorded.count(told) == 1
+    assert len(recorded) == 33
