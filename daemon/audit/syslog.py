@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import select
 import socket
 import ssl
+import sys
+import termios
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -22,9 +27,11 @@ _BOM = "\ufeff"
 # RFC 5424 7.3.1: sequenceId begins again at 1 after this.
 _LAST_SEQUENCE_ID = 2147483647
 _TIMEOUT_S = 10.0
-# Syslog over TLS has no acknowledgement. A message counts as taken if the connection is still open
-# this long after its last byte; otherwise it is sent again.
+# Syslog over TLS has no acknowledgement. A message counts as taken if the repository's system has
+# acknowledged its bytes (TCP), and the connection is still open this long afterwards; otherwise it
+# is sent again.
 _SETTLED_S = 0.3
+_LOOK_S = 0.01
 
 
 class Channel(Protocol):
@@ -87,21 +94,49 @@ class _Stream:
     def send(self, messages: Sequence[bytes]) -> None:
         self._require_open(0.0)
         self._socket.sendall(b"".join(b"%d %b" % (len(each), each) for each in messages))
+        self._require_acknowledged()
         self._require_open(_SETTLED_S)
 
-    def _require_open(self, within_s: float) -> None:
-        """A repository sends nothing: a readable connection is one that ends, or a ticket."""
-        readable, _, _ = select.select([self._socket], [], [], within_s)
-        if not readable:
-            return
+    def _require_acknowledged(self) -> None:
+        """Raises TimeoutError if no byte is acknowledged for `_TIMEOUT_S`.
+
+        Where the network is cut, or the repository reads nothing, what was sent lies in the kernel,
+        and would be lost with the connection.
+        """
+        before, deadline = 0, 0.0
+        while left := self._unacknowledged_bytes():
+            now = time.monotonic()
+            if left != before:
+                before, deadline = left, now + _TIMEOUT_S
+            elif now >= deadline:
+                raise TimeoutError("the repository does not read its messages")
+            self._require_open(_LOOK_S)
+
+    def _unacknowledged_bytes(self) -> int:
+        """SIOCOUTQ of tcp(7): the bytes that the other side has not acknowledged."""
+        answer = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(answer, sys.byteorder)
+
+    def _require_open(self, for_s: float) -> None:
+        """Raises OSError if the repository closes the connection in this time.
+
+        It sends nothing but tickets, which say nothing: the wait goes on after them.
+        """
+        deadline = time.monotonic() + for_s
         self._socket.settimeout(0.0)
         try:
-            if not self._socket.recv(1024):
-                raise ConnectionResetError("the repository closed the connection")
-        except ssl.SSLWantReadError:
-            pass
+            while self._is_readable(max(0.0, deadline - time.monotonic())):
+                with suppress(ssl.SSLWantReadError):
+                    if not self._socket.recv(1024):
+                        raise ConnectionResetError("the repository closed the connection")
+                if time.monotonic() >= deadline:
+                    return
         finally:
             self._socket.settimeout(_TIMEOUT_S)
+
+    def _is_readable(self, within_s: float) -> bool:
+        readable, _, _ = select.select([self._socket], [], [], within_s)
+        return bool(readable or self._socket.pending())
 
     def close(self) -> None:
         self._socket.close()

@@ -8,6 +8,7 @@ import re
 import resource
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,7 @@ from daemon.ledger import (
 from daemon.spool import Spool
 from tests.unit.audit_schema import faults
 from tools.peers.audit_repository import Repository, numbers
-from tools.peers.certificates import Authority
+from tools.peers.certificates import Authority, Pair
 
 SOURCE = Source("PLEURA", "node.example", "Hospital 1")
 SC = "1.2.840.10008.5.1.4.1.1.7"
@@ -406,6 +407,58 @@ def test_a_repository_gets_everything_in_order_across_an_outage(
         assert numbers(lines) == [1, 2, 3, 4, 5, 6]
         assert (tmp_path / "audit.log").stat().st_mode & 0o777 == 0o600
     finally:
+        repository.close()
+        bench.ledger.close()
+
+
+class IllRepository(Repository):
+    """Its first connection reads `most_bytes` of what it gets, and then closes, or reads no more."""
+
+    def __init__(self, pair: Pair, ca: Authority, most_bytes: int, closes: bool) -> None:
+        self._most_bytes = most_bytes
+        self._closes = closes
+        self.is_ill = True
+        super().__init__(pair, ca)
+        # So little that the kernel does not acknowledge for it what it does not read.
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+
+    def _read(self, connection: ssl.SSLSocket) -> None:
+        if not self.is_ill:
+            super()._read(connection)
+            return
+        connection.recv(self._most_bytes)
+        if self._closes:
+            self.is_ill = False
+        until(lambda: not self.is_ill)
+
+
+@pytest.mark.parametrize(("closes", "count"), [(True, 20), (False, 100)])
+def test_a_repository_that_does_not_read_what_it_gets_gets_it_again(
+    tmp_path: Path,
+    closes: bool,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("daemon.audit.syslog._TIMEOUT_S", 0.5)
+    ca = Authority(tmp_path / "ca")
+    repository = IllRepository(ca.issue("repository"), ca, 300, closes)
+    own = ca.issue("node").settings()
+    to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
+    bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", **own, **to)
+    for _ in range(count):
+        bench.ledger.record_audit("start", EVENTS["start"])
+
+    try:
+        with sending(bench):
+            until(lambda: "cannot be reached" in caplog.text or not bench.rows_left())
+            repository.is_ill = False
+            until(lambda: not bench.rows_left())
+        until(lambda: len(set(repository.messages)) == count)
+        assert list(dict.fromkeys(numbers(repository.messages))) == [*range(1, count + 1)]
+        assert closes or "the repository does not read its messages" in caplog.text
+    finally:
+        repository.is_ill = False
         repository.close()
         bench.ledger.close()
 
