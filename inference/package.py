@@ -25,7 +25,7 @@ from inference import manifest as manifests
 from inference.container import PackageError
 from inference.finding import ModelIdentity
 from inference.manifest import Manifest, ManifestError, Network, Role, as_json
-from inference.networks import build, shapes
+from inference.networks import outline
 from inference.package_files import (
     GOLDEN,
     MANIFEST,
@@ -255,8 +255,9 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> Manifest:
 
 
 def _widened(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies with every float as float32."""
     return {
-        name: value.float() if value.is_floating_point() else value
+        name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
         for name, value in weights.items()
     }
 
@@ -269,10 +270,11 @@ def _stored(value: Tensor, exact: bool) -> Tensor:
 
 def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]) -> nn.Module:
     try:
-        wanted = shapes(network.architecture, **network.arguments)
+        module = outline(network.architecture, **network.arguments)
     except ValueError as error:
         raise PackageError(f"{path}/{MANIFEST}: {role}: {error}") from error
 
+    wanted = module.state_dict()
     faults = [f"{name} is missing" for name in wanted.keys() - weights.keys()]
     faults += [f"{name} is of no use" for name in weights.keys() - wanted.keys()]
 
@@ -294,8 +296,8 @@ def _filled(path: Path, role: Role, network: Network, weights: dict[str, Tensor]
     for name, value in weights.items():
         _refuse_not_finite(f"{path}/{WEIGHTS}", f"{role}.{name}", value)
 
-    module = build(network.architecture, **network.arguments)
-    module.load_state_dict(_widened(weights))
+    # The weights become the network's own tensors. So no random weights are made before.
+    module.load_state_dict(_widened(weights), assign=True)
 
     return module.eval()
 

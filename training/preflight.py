@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from inference.networks import build, shapes
+from inference.networks import outline, shapes
 from training.fitting import installed, ranks, weights
 from training.recipe import Recipe, Stage
 
@@ -98,5 +98,5 @@ def check_side(number: int, stage: Stage) -> None:
 
 def _without_data(stage: Stage) -> nn.Module:
     """The network on the meta device: shapes without numbers, so no memory and no computing."""
-    with torch.device("meta"):
-        return build(stage.architecture, **stage.arguments).eval()
+    # An outline's constants have values. Beside them, no tensor of the meta device can be computed.
+    return outline(stage.architecture, **stage.arguments).to("meta").eval()

@@ -370,22 +370,32 @@ def build(architecture: str, **arguments: Any) -> nn.Module:
         raise ValueError(f"arguments of {architecture}: {error}") from error
 
 
-def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
-    """The tensors that a network needs, by name, with shapes and types but without memory (torch's
+def outline(architecture: str, **arguments: Any) -> nn.Module:
+    """A network whose stored tensors have shapes and types, but no memory and no values (torch's
     "meta" device).
 
     Raises:
         ValueError: as `build`; also more weights than the limit.
     """
     with torch.device("meta"):
-        tensors: dict[str, Tensor] = build(architecture, **arguments).state_dict()
+        network = build(architecture, **arguments)
 
-    count = sum(one.numel() for one in tensors.values())
+    count = sum(one.numel() for one in network.state_dict().values())
     if count > MAX_WEIGHTS:
         raise ValueError(
             f"arguments of {architecture}: {count} weights, at most {MAX_WEIGHTS} allowed"
         )
 
+    return network
+
+
+def shapes(architecture: str, **arguments: Any) -> dict[str, Tensor]:
+    """The tensors that a network needs, by name, as in its `outline`.
+
+    Raises:
+        ValueError: as `outline`.
+    """
+    tensors: dict[str, Tensor] = outline(architecture, **arguments).state_dict()
     return tensors
 
 

@@ -41,15 +41,14 @@ class ImageNetInput(nn.Module):
         self, mean: Sequence[float] = _MEAN, deviation: Sequence[float] = _DEVIATION
     ) -> None:
         super().__init__()
-        self.register_buffer(
-            "mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "deviation",
-            torch.tensor(deviation, dtype=torch.float32).view(1, 3, 1, 1),
-            persistent=False,
-        )
+        self.register_buffer("mean", _constants(mean), persistent=False)
+        self.register_buffer("deviation", _constants(deviation), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         # Broadcasts one map against three.
         return (x - self.mean) / self.deviation
+
+
+def _constants(colours: Sequence[float]) -> Tensor:
+    # No package stores them, so they have values even in a network's outline on the meta device.
+    return torch.tensor(colours, dtype=torch.float32, device="cpu").view(1, 3, 1, 1)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from inference.networks import BUILDERS, build, shapes
+from inference.networks import BUILDERS, build, outline, shapes
+from inference.networks.encoders import ENCODERS
 from inference.preprocess import fit, normalise
 
 # Arguments of the networks that cannot be built without any.
@@ -130,6 +131,24 @@ def test_shapes_use_no_memory_and_bound_the_weights() -> None:
     with pytest.raises(ValueError, match="weights, at most"):
         shapes("residual-classifier", widths=[128, 256, 512, 1024, 2048, 2048, 2048], blocks=16)
     assert all(one.device.type == "meta" for one in shapes("unet-resnet34").values())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        *((name, _COMPOSED.get(name, {})) for name in sorted(BUILDERS.keys() - {"onnx"})),
+        *(("classifier", {"encoder": name, "stem": "imagenet"}) for name in sorted(ENCODERS)),
+        ("densenet-121", {"stem": "imagenet"}),
+        ("unet", {"stem": "imagenet"}),
+        ("onnx", {"size": 8}),
+    ],
+)
+def test_an_outline_lacks_only_what_a_package_stores(name: str, arguments: dict[str, Any]) -> None:
+    """So no tensor of a network that is filled from a package is without values."""
+    network = outline(name, **arguments)
+    stored = {key: torch.empty_like(one, device="cpu") for key, one in network.state_dict().items()}
+    network.load_state_dict(stored, assign=True)
+    assert not [one for one in (*network.parameters(), *network.buffers()) if one.is_meta]
 
 
 def test_the_unit_normalisation_gives_the_picture_unchanged() -> None:

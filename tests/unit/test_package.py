@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from inference import package
 from inference.networks import build
@@ -48,6 +49,36 @@ def test_a_written_package_loads_unchanged(tiny_package: Path) -> None:
         assert torch.allclose(
             loaded.classifier(golden["classifier.input"]), golden["classifier.output"], atol=1e-5
         )
+
+
+def test_no_random_weights_are_made_before_those_of_a_package(
+    tiny_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[torch.device] = []
+    monkeypatch.setattr(nn.init, "kaiming_uniform_", lambda weight, **_: made.append(weight.device))
+    package.load(tiny_package)
+    assert {device.type for device in made} == {"meta"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_each_tensor_of_a_loaded_network_has_values_of_its_own(
+    tiny_package: Path, dtype: torch.dtype
+) -> None:
+    """None lies in the file's bytes or on the meta device."""
+    replace_tensors(
+        tiny_package,
+        "weights.safetensors",
+        lambda weights: weights.update(
+            {name: one.to(dtype) for name, one in weights.items() if one.is_floating_point()}
+        ),
+    )
+    stored = load_file(tiny_package / "weights.safetensors")
+
+    for role, network in package.load(tiny_package).networks.items():
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, stored[f"{role}.{name}"].to(value.dtype))
+            assert not value.is_floating_point() or value.dtype == torch.float32
+        assert all(not one.is_meta for one in (*network.parameters(), *network.buffers()))
 
 
 def test_another_package_has_another_device_uid(tiny_package: Path) -> None:
