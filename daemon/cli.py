@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from daemon import (
+    garbage,
     installed,
     model_commands,
     opening,
@@ -92,6 +93,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _role(options: argparse.Namespace) -> int:
+    # Until it is READY
+    garbage.seldom()
     from daemon import service
 
     return service.run_role(options.command, options.config, getattr(options, "device", None))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import config as settings
-from daemon import installed, output, ownership, torch_process, watchdog
+from daemon import garbage, installed, output, ownership, torch_process, watchdog
 from daemon import log as lines
 from daemon.config import Config
 from daemon.exits import EXIT_DONE, EXIT_FAILED, CannotStartError
@@ -463,6 +463,7 @@ def is_needed(role: str) -> bool:
 
 def _say_ready(role: str, what: str) -> None:
     log.info("%s: ready, %s", role, what)
+    garbage.as_usual()
     _ready.set()
     output.say(READY)
     notify("READY=1")

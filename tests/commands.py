@@ -9,14 +9,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from daemon import cli
+from daemon import cli, garbage
 
 
 def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Exit status and output of `pleura` with these arguments.
 
-    An exception that the command does not catch fails the test. The umask and the log handlers,
-    which `main` sets for the life of a process, are restored.
+    An exception that the command does not catch fails the test. The umask, the log handlers and the
+    garbage collector's thresholds, which `main` sets for the life of a process, are restored.
     """
     words = [*map(str, arguments)]
     out = io.StringIO()
@@ -32,6 +32,7 @@ def pleura(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         status = int(ended.code or 0)
     finally:
         os.umask(umask)
+        garbage.as_usual()
         logging.getLogger().handlers[:] = handlers
 
     return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())

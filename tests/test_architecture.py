@@ -21,6 +21,7 @@ ROOMS = {
     "dicom": {"watchdog"},
     "drift": {"ledger"},
     "exits": set(),
+    "garbage": set(),
     "heartbeat": {"ledger"},
     "installed": set(),
     "ledger": {"backoff"},

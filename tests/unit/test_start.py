@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import secrets
@@ -19,11 +20,12 @@ import pytest
 import sqlalchemy as sa
 import yaml
 
-from daemon import ownership, preflight, service
+from daemon import cli, ownership, preflight, service
 from daemon.commands import doctor
 from daemon.config import Config, load, missing_extras
 from daemon.exits import CannotStartError
 from daemon.ledger import Ledger
+from daemon.live import LiveSettings
 
 ADDRESS = "10.0.4.2:104"
 
@@ -265,3 +267,28 @@ def test_creating_a_spool_or_a_ledger_is_logged(
             "is its path right?",
         ),
     ]
+
+
+def test_a_role_collects_garbage_seldom_until_it_is_ready(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = gc.get_threshold()
+    while_starting: list[int] = []
+
+    def start(role: str, *_: object) -> int:
+        while_starting.append(gc.get_threshold()[0])
+        ledger, spool = service.open_stores(config)
+        stop = threading.Event()
+        stop.set()
+        live = LiveSettings(role, config, lambda: config, ledger, lambda _: None)
+        service.ROLES[role](config, ledger, spool, stop, live)
+        ledger.close()
+        return 0
+
+    monkeypatch.setattr(service, "run_role", start)
+    try:
+        cli.main(["deliver", "-c", str(tmp_path / "pleura.yaml")])
+        assert while_starting[0] > usual[0]
+        assert gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*usual)
