@@ -128,13 +128,13 @@ def _status(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import status
 
+    settings = config.load(options.config)
     if options.uid:
-        histories = status.histories(opening.inspection(options), options.uid)
+        histories = status.histories(opening.inspection(settings), options.uid)
         print(json.dumps(histories, indent=None if options.json else 2))
         return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    settings = config.load(options.config)
-    inspect = opening.overview(options)
+    inspect = opening.overview(settings)
     configured = [each.name for each in settings.destinations]
     if options.json:
         print(json.dumps(status.summary(inspect, configured, settings.spool)))
@@ -146,9 +146,10 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _trace(options: argparse.Namespace) -> int:
+    from daemon import config
     from daemon.commands import trace
 
-    traces = trace.found(opening.view(options), options.uid)
+    traces = trace.found(opening.view(config.load(options.config)), options.uid)
     if options.json:
         print(json.dumps(traces))
     else:
@@ -173,7 +174,7 @@ def _retry(options: argparse.Namespace) -> int:
 
     states = [options.state] if options.state else ["failed", "refused"]
     wanted = retry.Wanted(states, options.uid, options.to, options.now, user(), options.old)
-    retried = retry.retry(opening.ledger(options), wanted, configured)
+    retried = retry.retry(opening.ledger(settings), wanted, configured)
     print(retried)
     return EXIT_DONE if retried.count or not options.uid else EXIT_FAILED
 
@@ -193,9 +194,10 @@ def _resend(options: argparse.Namespace) -> int:
             "resend: say which: --since TIME, or UIDs of studies, images, results"
         )
 
-    _require_destination(options.to, config.load(options.config).owed())
+    settings = config.load(options.config)
+    _require_destination(options.to, settings.owed())
     since = options.since.timestamp() if options.since else None
-    count, gone = opening.ledger(options).resend(options.to, since, options.uid, user())
+    count, gone = opening.ledger(settings).resend(options.to, since, options.uid, user())
     print(f"{count} owed again to {options.to}; {gone} cannot be, retention removed their bytes")
     return EXIT_DONE if count else EXIT_FAILED
 
@@ -205,10 +207,10 @@ def _verify(options: argparse.Namespace) -> int:
     from daemon.commands.verify import verify
     from daemon.spool import Spool, SpoolError
 
-    inspect = opening.inspection(options)
-    folder = config.load(options.config).spool
+    settings = config.load(options.config)
+    inspect = opening.inspection(settings)
     try:
-        report = verify(inspect, Spool.existing(folder, inspect.spool_identity()))
+        report = verify(inspect, Spool.existing(settings.spool, inspect.spool_identity()))
     except SpoolError as error:
         raise CannotStartError(str(error)) from error
     except OSError as error:
@@ -346,7 +348,8 @@ def _config_diff(options: argparse.Namespace) -> int:
     if len(files) == 2:
         lines = config.difference(config.public(config.load(files[0])), after)
     else:
-        lines = config.difference(running_settings(opening.inspection(options)), after)
+        inspect = opening.inspection(config.load(options.config))
+        lines = config.difference(running_settings(inspect), after)
     print("\n".join(lines) or "no difference")
     return EXIT_FAILED if lines else EXIT_DONE
 
@@ -356,7 +359,7 @@ def _reload(options: argparse.Namespace) -> int:
     from daemon.commands.reload import reload
 
     settings = config.load(options.config)
-    outcome = reload(opening.ledger(options), settings, f"{user()}: pleura reload")
+    outcome = reload(opening.ledger(settings), settings, f"{user()}: pleura reload")
     print(outcome.words, file=sys.stdout if outcome.is_taken else sys.stderr)
     return EXIT_DONE if outcome.is_taken else EXIT_FAILED
 
@@ -376,7 +379,7 @@ def _alerts(options: argparse.Namespace) -> int:
 
     settings = config.load(options.config)
     if options.action == "list":
-        troubles = opening.ledger(options).alarms.lasting()
+        troubles = opening.ledger(settings).alarms.lasting()
         for each in troubles:
             print(f"{each['kind']} {each['subject']}: {each['words']}")
         return EXIT_DONE
@@ -394,7 +397,8 @@ def _metrics(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.metrics.exposition import exposition
 
-    print(exposition(config.load(options.config), opening.inspection(options)).decode(), end="")
+    settings = config.load(options.config)
+    print(exposition(settings, opening.inspection(settings)).decode(), end="")
     return EXIT_DONE
 
 

@@ -62,7 +62,7 @@ def _model_promote(options: argparse.Namespace) -> None:
 
     settings = config.load(options.config)
     # First, so that nothing is done that could not be told to the audit trail.
-    ledger = opening.ledger(options)
+    ledger = opening.ledger(settings)
     hooks = _hooks(ledger)
 
     try:

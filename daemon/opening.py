@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from daemon.exits import EXIT_FAILED, CannotStartError
 
 if TYPE_CHECKING:
     # Imported where it is used: a command without a ledger starts without SQLAlchemy.
+    from daemon.config import Config
     from daemon.ledger import Inspection, Ledger
     from daemon.ledger.overview import Overview
     from daemon.ledger.view import View
@@ -24,16 +24,14 @@ _Opened = TypeVar("_Opened")
 _ANSWER_S = 60.0
 
 
-def ledger(options: argparse.Namespace) -> Ledger:
+def ledger(settings: Config) -> Ledger:
     """The ledger, which must exist; it records for the audit trail where the settings want it.
 
     Raises:
         CannotStartError: it is not there.
     """
-    from daemon import config
     from daemon.ledger import Ledger, LedgerError
 
-    settings = config.load(options.config)
     try:
         found = Ledger.existing(settings.ledger, migrate=False)
     except LedgerError as error:
@@ -42,7 +40,7 @@ def ledger(options: argparse.Namespace) -> Ledger:
     return found
 
 
-def inspection(options: argparse.Namespace) -> Inspection:
+def inspection(settings: Config) -> Inspection:
     """The same ledger for a command that only looks: it never writes, migrates or locks.
 
     Raises:
@@ -50,10 +48,10 @@ def inspection(options: argparse.Namespace) -> Inspection:
     """
     from daemon.ledger import Inspection
 
-    return _opened(Inspection.open, options)
+    return _opened(Inspection.open, settings)
 
 
-def overview(options: argparse.Namespace) -> Overview:
+def overview(settings: Config) -> Overview:
     """The same ledger for `pleura status`, which loads no SQLAlchemy for SQLite's file.
 
     Raises:
@@ -62,14 +60,14 @@ def overview(options: argparse.Namespace) -> Overview:
     from daemon import config
     from daemon.ledger.overview import FileOverview
 
-    file = config.sqlite_file(config.load(options.config).ledger)
+    file = config.sqlite_file(settings.ledger)
     if file is None:
         _end_without_an_answer()
-        return inspection(options)
-    return _opened(lambda _: FileOverview.open(Path(file)), options)
+        return inspection(settings)
+    return _opened(lambda _: FileOverview.open(Path(file)), settings)
 
 
-def view(options: argparse.Namespace) -> View:
+def view(settings: Config) -> View:
     """As inspection(), with the questions about single images.
 
     Raises:
@@ -77,7 +75,7 @@ def view(options: argparse.Namespace) -> View:
     """
     from daemon.ledger.view import View
 
-    return _opened(View.open, options)
+    return _opened(View.open, settings)
 
 
 def _end_without_an_answer() -> None:
@@ -100,11 +98,10 @@ def _end_without_an_answer() -> None:
     signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
 
 
-def _opened(opens: Callable[[str], _Opened], options: argparse.Namespace) -> _Opened:
-    from daemon import config
+def _opened(opens: Callable[[str], _Opened], settings: Config) -> _Opened:
     from daemon.ledger import LedgerError
 
     try:
-        return opens(config.load(options.config).ledger)
+        return opens(settings.ledger)
     except LedgerError as error:
         raise CannotStartError(str(error)) from error

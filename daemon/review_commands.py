@@ -25,15 +25,17 @@ def drift(options: argparse.Namespace) -> int:
     if options.action == "reports":
         return _take_reports(options)
 
+    from daemon import config
     from daemon.commands import drift as command
 
-    inspect = opening.inspection(options)
+    inspect = opening.inspection(config.load(options.config))
     found = command.look(inspect, options.weeks)
     print(json.dumps(command.summary(found)) if options.json else "\n".join(command.lines(found)))
     return EXIT_FAILED if found.drift.alarms else EXIT_DONE
 
 
 def _set_baseline(options: argparse.Namespace) -> int:
+    from daemon import config
     from daemon.drift import monday_of, weeks_between
     from daemon.invoker import user
 
@@ -41,7 +43,7 @@ def _set_baseline(options: argparse.Namespace) -> int:
     if last < first:
         raise CannotStartError("drift baseline: --to lies before --from")
 
-    ledger = opening.ledger(options)
+    ledger = opening.ledger(config.load(options.config))
     images = sum(count.images for count in ledger.inspect.drift.counts(first, last))
     if not images:
         raise CannotStartError("drift baseline: no image ended in these weeks")
@@ -54,13 +56,14 @@ def _set_baseline(options: argparse.Namespace) -> int:
 
 
 def _take_reports(options: argparse.Namespace) -> int:
+    from daemon import config
     from daemon.drift import agreement, move_away
     from daemon.invoker import user
 
     if options.move_to is not None:
         _require_other_folder(options.file, options.move_to)
 
-    ledger = opening.ledger(options)
+    ledger = opening.ledger(config.load(options.config))
     found = _reports(options.file, ledger.inspect.spool_identity() or "")
     number = len(found.findings)
     ledger.drift.tell_reports(found.findings)
@@ -120,7 +123,7 @@ def report(options: argparse.Namespace) -> int:
         raise CannotStartError("report: --until lies before --since")
 
     settings = config.load(options.config)
-    found = read(opening.inspection(options), settings.ae_title, options.since, last)
+    found = read(opening.inspection(settings), settings.ae_title, options.since, last)
     try:
         options.out.write_text(page(found), encoding="utf-8")
     except OSError as error:

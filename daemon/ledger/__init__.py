@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from daemon.ledger.inspect import Inspection
     from daemon.ledger.ledger import Ledger
     from daemon.ledger.outage import Outage, describe, is_outage, log_failure
+    from daemon.ledger.overview import SameReason
     from daemon.ledger.processes import owner_name, this_machine
     from daemon.ledger.records import (
         Arrival,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
         KeptFile,
         LedgerLimits,
         Recipient,
-        SameReason,
         StoredResult,
     )
     from daemon.ledger.senders import Sender
@@ -44,9 +44,10 @@ _NAMES = {
     "inspect": "Inspection",
     "ledger": "Ledger",
     "outage": "Outage describe is_outage log_failure",
+    "overview": "SameReason",
     "processes": "owner_name this_machine",
     "records": "Arrival AuditRow CommitmentRequest Completion DeliveryJob ImageJob KeptFile "
-    "LedgerLimits Recipient SameReason StoredResult",
+    "LedgerLimits Recipient StoredResult",
     "senders": "Sender",
     "shadow": "Pairs ShadowJob",
     "states": "DeliveryState GenerationState ImageState",

@@ -13,11 +13,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from daemon.ledger.errors import LedgerError, is_hopeless, not_opened, require_sqlite_file
-from daemon.ledger.records import SameReason
 from daemon.ledger.states import DeliveryState, ImageState
 from daemon.ledger.version import require_version
 
@@ -94,6 +94,14 @@ SELECT takers.role, takers.owner, takers.generation, generations.digest
 FROM takers LEFT JOIN generations ON generations.number = takers.generation
 ORDER BY takers.role, takers.owner
 """
+
+
+@dataclass(frozen=True)
+class SameReason:
+    """The newest `images` ended images were all excluded from analysis for one reason."""
+
+    reason: str
+    images: int
 
 
 class Ask(Protocol):

@@ -166,11 +166,3 @@ class KeptFile:
     spool_name: str
     size_bytes: int | None
     what: str  # whose file it is, in words
-
-
-@dataclass(frozen=True)
-class SameReason:
-    """The newest `images` ended images were all excluded from analysis for one reason."""
-
-    reason: str
-    images: int

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from daemon.config import document
 from daemon.installed import shipped_file
 from daemon.ledger import Arrival, Completion, Ledger
 from daemon.parser import parse
@@ -43,6 +44,23 @@ def test_config_check_and_show_work(settings: Path, tmp_path: Path) -> None:
     wrong = process("config", "check", "-c", tmp_path / "wrong.yaml")
     assert wrong.returncode == 2
     assert len(wrong.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["status", "status 1.2.3", "trace 1.2.3", "retry", "verify", "metrics", "drift", "alerts list"],
+)
+def test_a_command_reads_the_settings_once(
+    command: str, settings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second reading takes time, and may find another file than the first."""
+    Ledger(f"sqlite:///{tmp_path}/ledger.db").close()
+    texts: list[str] = []
+    parse_yaml = document.parse
+    monkeypatch.setattr(document, "parse", lambda text: texts.append(text) or parse_yaml(text))
+
+    pleura(*command.split(), "-c", settings)
+    assert len(texts) == 1
 
 
 @pytest.mark.parametrize(
