@@ -22,7 +22,7 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import ownership, tls
-from daemon.commands.status import ROLES
+from daemon.commands.status import ROLES, left_destinations
 from daemon.config import Config, DicomDestination
 from daemon.config.terms import doubtful_body_parts
 from daemon.deliver.folder import MARK, lost
@@ -110,6 +110,8 @@ def examine(
     for subject, answer in remote:
         yield _finding(subject, answer.result)
 
+    for name, words in _left_destinations(config).items():
+        yield Finding(f"destination {name}", warning=words)
     if warning := _same_reason(config):
         yield Finding("answers", warning=warning)
     if not config.destinations:
@@ -227,6 +229,13 @@ def _admission(config: Config) -> str:
         f"body_parts: {doubtful} found; no chest X-ray is expected under that term, and a misspelt "
         "term admits no image: correct or remove it"
     )
+
+
+def _left_destinations(config: Config) -> dict[str, str]:
+    """What is owed to names that have left the settings; nothing without a ledger."""
+    with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
+        return left_destinations(inspect, [each.name for each in config.destinations])
+    return {}
 
 
 def _same_reason(config: Config) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon import live
+from daemon.commands.status import left_destinations
 from daemon.config import Config
 from daemon.exits import CannotStartError
 from daemon.ledger import (
@@ -60,7 +61,9 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Outcome:
 
         late = [each for each in _running(ledger.inspect) if each.generation < number]
         if decided.state == GenerationState.ACCEPTED.value and not late:
-            return Outcome(True, _success(decided))
+            left = left_destinations(ledger.inspect, [each.name for each in config.destinations])
+            told = [f"destination {name}: {words}" for name, words in left.items()]
+            return Outcome(True, "\n".join([_success(decided), *told]))
         time.sleep(_LOOK_S)
     return Outcome(
         False, f"reload: generation {number} is not taken after {_LONGEST_S:g} s; see the log"

@@ -231,6 +231,18 @@ def _destination_lines(
             )
 
 
+def left_destinations(inspect: Overview, configured: Collection[str]) -> dict[str, str]:
+    """The names outside the settings that results are owed to, each with what becomes of them."""
+    owed = {name: row.get("owed", 0) for name, row in inspect.destinations().items()}
+    return {
+        name: f"not in the settings, and {number} results are owed to it: they are refused once no "
+        "host's settings have named it for ten minutes; name it again, or pleura retry --from "
+        f"{name} --to NAME"
+        for name, number in sorted(owed.items())
+        if number and name not in configured
+    }
+
+
 def _outage(row: Mapping[str, Any], now: float) -> Iterator[str]:
     """Since when a destination is down, and when it is tried again."""
     if row.get("down_since") is None:

@@ -141,10 +141,10 @@ def show(config: Config) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The file's keys and values, unchecked; an empty file has none.
+    """The file's keys and values, unchecked; a file of comments has none.
 
     Raises:
-        ConfigError: the file is unreadable, not YAML, or not a mapping of keys.
+        ConfigError: the file is unreadable, empty, not YAML, or not a mapping of keys.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -158,6 +158,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: cannot be read ({error}); it must be UTF-8 that this user may read"
         ) from error
+
+    if not text.strip():
+        # A disk that is full at an edit leaves such a file. Defaults would name neither peers nor
+        # destinations, and another ledger and spool.
+        raise ConfigError(
+            f"{path}: is empty; settings wanted. Restore it from a copy, or remove it and begin "
+            f"again: pleura config init -c {path}"
+        )
 
     try:
         found = document.parse(text)

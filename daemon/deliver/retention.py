@@ -62,11 +62,13 @@ class Retention:
     def refuse_unknown_destinations(self) -> None:
         """Refuse, visibly, every delivery to a destination that left the settings."""
         known = [one.name for one in self._config.destinations]
-        gone = self._ledger.refuse_unknown_destinations(known, _UNKNOWN_FOR_S)
-        if gone:
+        refused = self._ledger.refuse_unknown_destinations(known, _UNKNOWN_FOR_S)
+        for name, number in refused.items():
             log.warning(
-                "%d deliveries are owed to destinations that are no longer configured: refused",
-                gone,
+                "%s has not been in the settings for ten minutes: %d results owed to it are "
+                "refused; name it again and `pleura retry --to %s`, or `pleura retry --from %s "
+                "--to NAME`",
+                *(name, number, name, name),
             )
 
     def remove_what_is_done(self, stop: threading.Event) -> int:

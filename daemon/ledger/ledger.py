@@ -569,21 +569,23 @@ class Ledger:
         waiting = kept.where(state_is(instances, "received")).values(**unchanged)
         return bool(conn.execute(waiting).rowcount)
 
-    def refuse_unknown_destinations(self, known: Iterable[str], owed_for_s: float = 0.0) -> int:
+    def refuse_unknown_destinations(
+        self, known: Iterable[str], owed_for_s: float = 0.0
+    ) -> dict[str, int]:
         """Refuse what is owed to names that have been outside the settings for this long.
 
         A name counts as known while any process knows it, because hosts take new settings one after
-        another. A delivery in flight may finish. Returns how many were refused.
+        another. A delivery in flight may finish. Returns how many were refused, by name.
         """
         with self._database.transaction() as (conn, now):
             # The minutes that have passed are not known until retention has looked at the clock.
             if is_long_unseen(conn, now):
-                return 0
+                return {}
 
             refused = delivery_after(DeliveryEvent.FORGET_DESTINATION)
             row = {"state": refused, "why": "destination is no longer configured", "owner": None}
 
-            total = 0
+            numbers = {}
             for name in self._unknown_destinations(conn, now, list(known), owed_for_s):
                 gone = deliveries.update().where(
                     state_is(deliveries, "owed"),
@@ -592,8 +594,9 @@ class Ledger:
                 )
                 number = conn.execute(gone.values(**row)).rowcount
                 tallies.count_deliveries(conn, name, refused, number)
-                total += number
-            return total
+                if number:
+                    numbers[name] = number
+            return numbers
 
     def _unknown_destinations(
         self, conn: Connection, now: float, known: list[str], for_s: float

@@ -6,6 +6,7 @@ module uses no SQL; it follows the ledger's docstrings.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -295,7 +296,9 @@ class Model:
                 row.owner = None
                 row.lease_until = self.now
 
-    def refuse_unknown_destinations(self, known: Sequence[str], owed_for_s: float) -> int:
+    def refuse_unknown_destinations(
+        self, known: Sequence[str], owed_for_s: float
+    ) -> dict[str, int]:
         owed = [delivery for delivery in self.deliveries.values() if delivery.state == "owed"]
 
         unknown = {delivery.destination for delivery in owed} - set(known)
@@ -317,7 +320,7 @@ class Model:
         for delivery in gone:
             delivery.state = "refused"
             delivery.owner = None
-        return len(gone)
+        return dict(Counter(delivery.destination for delivery in gone))
 
     # -- storage commitment
     # -------------------------------------------------------------------------------------

@@ -34,6 +34,13 @@ def test_a_port_is_a_plain_decimal_number(tmp_path: Path, port: str) -> None:
     assert "port: found" in error_for(tmp_path, f"port: {port}")
 
 
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_an_empty_file_is_not_taken_for_defaults(tmp_path: Path, text: str) -> None:
+    """A disk that is full at an edit leaves such a file."""
+    assert "is empty; settings wanted" in error_for(tmp_path, text)
+    assert load(tmp_path, "# every key at its default\n").port == 11112
+
+
 def test_numbers_keep_their_plain_forms(tmp_path: Path) -> None:
     settings = load(tmp_path, "port: 104\nretention: {keep_days: 0.5, keep_failed_days: 7}")
     assert (settings.port, settings.retention.keep_days) == (104, 0.5)

@@ -202,19 +202,19 @@ def test_a_clock_jump_causes_no_refusal(node: Node) -> None:
     node.image("1.1", "analysed")
     (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
     node.ledger.retry_later(job, "0xC000", 1.0, 0xC000)
-    assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == {}
 
     node.clock.now += YEAR_S
-    assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == {}
     for _ in range(2):
         (job,) = node.ledger.claim_deliveries("pacs", "me", 9)
         assert job.failing_s == 0.0
         node.ledger.give_back_delivery(job)
         node.look()
-        assert node.ledger.refuse_unknown_destinations([], 600.0) == 0
+        assert node.ledger.refuse_unknown_destinations([], 600.0) == {}
 
     node.clock.now += 601.0
-    assert node.ledger.refuse_unknown_destinations([], 600.0) == 1
+    assert node.ledger.refuse_unknown_destinations([], 600.0) == {"pacs": 1}
 
 
 def test_a_result_owed_since_a_future_time_is_found_late(node: Node) -> None:

@@ -186,7 +186,7 @@ def test_only_answers_count_as_failed_attempts_of_an_object(ledger: Ledger, cloc
 def test_a_destination_removed_from_the_settings_stays_visible(ledger: Ledger) -> None:
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), OWED)
-    assert ledger.refuse_unknown_destinations(["pacs"]) == 1
+    assert ledger.refuse_unknown_destinations(["pacs"]) == {"outbox": 1}
     assert deliveries(ledger) == {"owed": 2, "stored": 0, "committed": 0, "refused": 1}
 
 
@@ -197,19 +197,19 @@ def test_results_of_a_removed_destination_are_refused_after_ten_minutes(
     ledger.receive([arrival()])
     ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
     clock.now += 1800
-    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == {}
     clock.now += 599
-    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
-    assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == {}
+    assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == {}
 
     # The ten minutes start again.
-    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == {}
     clock.now += 599
-    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 0
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == {}
     # A delivery in progress is allowed to finish.
     (job, *_) = ledger.claim_deliveries("pacs", "me", 1)
     clock.now += 2
-    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == 1
+    assert ledger.refuse_unknown_destinations(["pcas"], 600.0) == {"pacs": 1}
     ledger.mark_stored(job, 0)
     assert deliveries(ledger) == {"owed": 0, "stored": 1, "committed": 0, "refused": 1}
     tallies = {tally.labels: tally.value for tally in ledger.inspect.figures().tallies}
@@ -223,8 +223,8 @@ def test_results_are_kept_while_any_host_knows_the_destination(
     ledger.complete(claim_one(ledger), completion("9"), {"pacs": ("SEG", "SC")})
     for _ in range(30):
         clock.now += 60
-        assert ledger.refuse_unknown_destinations(["archive"], 600.0) == 0
-        assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == 0
+        assert ledger.refuse_unknown_destinations(["archive"], 600.0) == {}
+        assert ledger.refuse_unknown_destinations(["pacs"], 600.0) == {}
 
 
 def test_our_own_results_are_recognised(ledger: Ledger) -> None:

@@ -15,7 +15,14 @@ from daemon.cli import main
 from daemon.commands import reload as command
 from daemon.commands import status
 from daemon.config import Config
-from daemon.ledger import Ledger, owner_name, this_machine
+from daemon.ledger import (
+    Arrival,
+    Completion,
+    Ledger,
+    StoredResult,
+    owner_name,
+    this_machine,
+)
 from daemon.live import LiveSettings, RefusedError, Take, found
 from tools.peers.waiting import wait_until
 
@@ -92,6 +99,20 @@ def test_every_role_takes_new_settings_and_the_audit_trail_records_them(node: No
         "by": "alice",
         "changes": "admission.minimum_age_years: 18 -> 16",
     }
+
+
+def test_a_reload_names_what_is_owed_to_a_destination_that_leaves(node: Node) -> None:
+    node.ledger.receive([Arrival("a", "1.2", "1.2.3", "", "", "dimse", 1, 9)])
+    (job,) = node.ledger.claim_images("test", 1)
+    made = StoredResult("SC", "b", "1.2", "9.1", "1.2.840.10008.1.2.1", 1)
+    done = Completion("analysed", "1", results=(made,))
+    node.ledger.complete(job, done, {"pacs": ("SC",), "outbox": ("SC",)})
+
+    outcome = node.reload(destinations=[{"name": "outbox", "folder": "/outbox"}])
+    assert outcome.is_taken
+    (line,) = [each for each in outcome.words.splitlines() if each.startswith("destination ")]
+    assert line.startswith("destination pacs: not in the settings, and 1 results are owed to it")
+    assert line.endswith("pleura retry --from pacs --to NAME")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from daemon.commands.retry import Wanted, retry
 from daemon.config import Config, FolderDestination
 from daemon.deliver.courier import Courier
 from daemon.deliver.limits import DeliverLimits
+from daemon.deliver.retention import Retention
 from daemon.heartbeat import SignsOfLife
 from daemon.ledger import Arrival, Completion, Ledger, StoredResult
 from daemon.ledger.digests import accession_digest
@@ -432,6 +433,30 @@ def test_a_commitment_report_that_never_comes_is_shown(bench: Bench) -> None:
 
     text = "\n".join(status.lines(bench.ledger.inspect, ["pacs"], bench.spool.folder))
     assert "1 asked for commitment without a report" in text
+
+
+def test_results_owed_to_a_name_outside_the_settings_are_reported(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.owe("left", "pacs")
+    pacs = {"name": "pacs", "folder": tmp_path / "pacs"}
+    config = Config.model_validate(
+        {"spool": tmp_path / "spool", "ledger": bench.url, "destinations": [pacs]}
+    )
+
+    findings = [str(each) for each in examine(config, lambda: "a model", {})]
+    (line,) = [each for each in findings if "destination left" in each]
+    assert line.startswith("WARNING  destination left: not in the settings, and 1 results are owed")
+    assert "pleura retry --from left --to NAME" in line
+
+    tidy = Retention(config, bench.ledger, bench.spool)
+    tidy.refuse_unknown_destinations()
+    assert not caplog.messages
+    bench.now += 601.0
+    tidy.refuse_unknown_destinations()
+    (line,) = caplog.messages
+    assert line.startswith("left has not been in the settings for ten minutes: 1 results owed")
+    assert bench.deliveries() == {"owed": 1, "refused": 1}
 
 
 def test_a_role_that_does_not_run_is_reported(bench: Bench, tmp_path: Path) -> None:
