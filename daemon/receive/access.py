@@ -13,6 +13,7 @@ from typing import Literal
 from daemon.config import DicomDestination, Peer
 from daemon.dicom import negotiation
 from daemon.dicom.acceptor import Rejection
+from daemon.receive.addresses import canonical
 from daemon.tls import PeerCertificate, describe_wanted, is_wanted
 
 log = logging.getLogger("pleura.receive")
@@ -89,7 +90,7 @@ class AccessList:
                 "set an AE title of 1 to 16 characters on the sender",
             )
 
-        return self._admit(calling, _normal(address), certificate)
+        return self._admit(calling, canonical(address), certificate)
 
     def _admit(
         self, calling: str, address: str, certificate: PeerCertificate | None
@@ -165,7 +166,7 @@ class AccessList:
         if time.monotonic() < expires:
             return known
         try:
-            known = frozenset(_normal(str(info[4][0])) for info in socket.getaddrinfo(host, None))
+            known = frozenset(canonical(str(info[4][0])) for info in socket.getaddrinfo(host, None))
         except OSError:
             # The name service does not answer: its last answer still holds.
             log.warning("host %s of the settings cannot be resolved", host)
@@ -193,10 +194,3 @@ def _not_its_certificate(placed: Sequence[Peer], found: PeerCertificate | None) 
         negotiation.NO_REASON_GIVEN,
         f"the peers tie this AE title to the certificate with {wanted}, and {found_and_cure}",
     )
-
-
-def _normal(address: str) -> str:
-    """A canonical spelling: on a dual-stack socket an IPv4 peer looks like ::ffff:10.0.4.11."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return str(mapped or parsed)

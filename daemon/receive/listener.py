@@ -23,6 +23,7 @@ from functools import partial
 
 from daemon import watchdog
 from daemon.dicom.acceptor import Limits
+from daemon.receive.addresses import canonical
 from daemon.receive.connections import PlainConnection, Served
 from daemon.receive.handshakes import Handshakes
 from daemon.receive.waiting import (
@@ -199,7 +200,7 @@ class Listener:
                 time.sleep(0.1)
             return False
 
-        waiting = self._new(connection, str(address[0]), listening)
+        waiting = self._new(connection, canonical(str(address[0])), listening)
         try:
             self._selector.register(connection, selectors.EVENT_READ)
         except BaseException:

@@ -42,7 +42,7 @@ class Node:
         self, folder: Path, port: int, limits: Limits | None = None, **settings: Any
     ) -> None:
         self.config = Config(
-            host="127.0.0.1",
+            host=settings.pop("host", "127.0.0.1"),
             port=port,
             spool=settings.pop("spool", folder / "spool"),
             ledger=f"sqlite:///{folder / 'ledger.db'}",

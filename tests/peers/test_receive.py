@@ -150,6 +150,22 @@ def test_every_sample_file_is_stored_byte_for_byte(start: Callable[..., Node], d
     assert len(kept) == len([answer for answer in sent if answer.ok])
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_one_port_takes_ipv6_and_ipv4(start: Callable[..., Node], data: Path) -> None:
+    node = start(
+        host="::", peers=(Peer(ae_title="V6", host="::1"), Peer(ae_title="V4", host="127.0.0.1"))
+    )
+    (file, *_) = siim(data, 1)[JPEG]
+
+    def answer(host: str, calling: str) -> int | None:
+        (sent,) = send([file], (host, node.port), "PLEURA", calling)
+        return sent.status
+
+    assert (answer("::1", "V6"), answer("127.0.0.1", "V4")) == (0x0000, 0x0000)
+    assert (answer("::1", "V4"), answer("127.0.0.1", "V6")) == (None, None)
+    assert [row["calling_address"] for row in node.rows()] == ["::1", "127.0.0.1"]
+
+
 def test_an_unknown_peer_is_rejected_with_the_reason_that_fits(start: Callable[..., Node]) -> None:
     node = start(
         peers=(
