@@ -271,7 +271,8 @@ class Config(Settings):
     ae_title: AETitle = Field(default="PLEURA", description="The node's AE title.")
     host: Host = Field(
         default="0.0.0.0",  # noqa: S104 - a node on a network; `peers` says who may talk to it
-        description="The address that the node listens on; the default listens on every address.",
+        description="The address that the node listens on. The default listens on every IPv4 "
+        "address, `::` on every address of IPv4 and IPv6.",
     )
     port: Port | None = Field(
         default=11112,

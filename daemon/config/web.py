@@ -82,8 +82,8 @@ class Web(Settings):
 
     host: Host = Field(
         default="127.0.0.1",
-        description="The address that the page listens on. An address other than loopback needs "
-        "`users` or `oidc`, and `tls` or `proxy`.",
+        description="The address that the page listens on; `0.0.0.0` and `::` as in the node's "
+        "`host`. An address other than loopback needs `users` or `oidc`, and `tls` or `proxy`.",
     )
     port: Port = Field(default=8112, description="The TCP port of the page.")
     tls: WebTls | None = Field(

@@ -95,9 +95,12 @@ def client_address(scope: Scope) -> str:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return host[:64]
-    if address.version == 6:
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        # An IPv4 client at a port of both families. All of them share one /64.
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
 
 
 def _host_name(header: str) -> str:

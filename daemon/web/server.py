@@ -48,9 +48,12 @@ class PageServer:
 
     def start(self) -> None:
         """Listen. Raises OSError: the address or the port cannot be used."""
-        family = socket.AF_INET6 if ":" in self._web.host else socket.AF_INET
+        is_ipv6 = ":" in self._web.host
         self._socket = socket.create_server(
-            (self._web.host, self._web.port), family=family, backlog=_BACKLOG
+            (self._web.host, self._web.port),
+            family=socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            backlog=_BACKLOG,
+            dualstack_ipv6=is_ipv6 and socket.has_dualstack_ipv6(),
         )
         self._thread = threading.Thread(
             target=self._server.run, args=([self._socket],), name="page", daemon=True
@@ -97,7 +100,8 @@ def _server(app: ASGIApp, web: Web, context: ssl.SSLContext | None) -> uvicorn.S
         timeout_graceful_shutdown=int(_PATIENCE_S),
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         proxy_headers=web.proxy is not None,
-        forwarded_allow_ips=web.proxy,
+        # On a port of both families, an IPv4 proxy comes from ::ffff:192.0.2.1.
+        forwarded_allow_ips=[web.proxy, f"::ffff:{web.proxy}"] if web.proxy else None,
     )
 
     config.load()
