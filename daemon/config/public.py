@@ -58,11 +58,15 @@ def without_password(url: str) -> str:
 
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        # Not a valid URL: anything before an @ may be a password.
-        before, at, after = url.rpartition("@")
-        return f"{HIDDEN}@{after}" if at else before or after
+    except (ArgumentError, ValueError):
+        # Not a valid URL: anything before an @ may be a password, and so may any text but a path.
+        _, at, after = url.rpartition("@")
+        if at:
+            return f"{HIDDEN}@{after}"
+        return url if url.startswith(("/", "./", "sqlite")) else HIDDEN
 
-    query = {key: HIDDEN if "password" in key else value for key, value in parsed.query.items()}
+    query = {
+        key: HIDDEN if "password" in key.lower() else value for key, value in parsed.query.items()
+    }
     shown = parsed.set(query=query).render_as_string(hide_password=True)
     return shown.replace("%2A%2A%2A", HIDDEN)

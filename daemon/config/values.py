@@ -18,6 +18,7 @@ _AE_TITLE = "1 to 16 printable ASCII characters, no backslash, no blank at eithe
 _DEVICE = "auto, cpu, cuda or cuda:N"
 _HOST = "a host name or an IP address"
 _LEDGER = "sqlite:////absolute/path or postgresql+psycopg://user@host/database"
+_PORTS = "a port is a number, and several hosts are written /database?host=a:5432&host=b:5432"
 _ABSOLUTE = "an absolute path, such as /var/lib/pleura/spool"
 
 # Memory and the kernel's own files: a restart empties them, or nothing can be written there.
@@ -163,6 +164,9 @@ def _ledger_url(value: str) -> str:
         url = make_url(value)
     except ArgumentError:
         raise ValueError(_LEDGER) from None
+    except ValueError:
+        # Its port is not a number. The error quotes it, and without a host it is the password.
+        raise ValueError(f"{_LEDGER}; {_PORTS}") from None
 
     # What PostgreSQL's own tools write. SQLAlchemy would look for psycopg2, which is not installed.
     if url.drivername in ("postgresql", "postgres"):

@@ -4,6 +4,7 @@ nowhere.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,33 @@ def test_a_wrong_secret_is_named_only_by_its_place(text: str, tmp_path: Path, se
     with pytest.raises(config.ConfigError, match=r"ledger_file.*ledger\.url") as caught:
         config.load(settings(tmp_path, f"ledger_file: {secret}"))
     assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql+psycopg://pleura:{PASSWORD}",
+        f"postgresql+psycopg://pleura:x#{PASSWORD}@db:port/pleura",
+        f"postgresql+psycopg://pleura:{PASSWORD}@db:1,other:2/pleura",
+        f"postgresql+psycopg://db:port/pleura?password={PASSWORD}",
+        f"postgresql+psycopg:pleura:{PASSWORD}@db",
+        PASSWORD,
+    ],
+)
+@pytest.mark.parametrize("key", ["ledger", "ledger_file"])
+def test_a_wrong_url_is_refused_without_its_password(
+    url: str, key: str, tmp_path: Path, secret: Path
+) -> None:
+    secret.write_text(url)
+    path = settings(tmp_path, f"{key}: {json.dumps(url if key == 'ledger' else str(secret))}")
+    with pytest.raises(config.ConfigError, match=r"postgresql\+psycopg://user@host") as caught:
+        config.load(path)
+    assert PASSWORD not in str(caught.value)
+
+
+def test_a_password_among_the_options_is_hidden_however_it_is_spelled() -> None:
+    url = f"postgresql+psycopg://db/pleura?PASSWORD={PASSWORD}"
+    assert PASSWORD not in str(config.public(config.Config(ledger=url)))
 
 
 def test_an_absent_secret_stops_the_command(
