@@ -214,7 +214,13 @@ def _is_from_here(request: Request) -> bool:
     if site not in ("same-origin", "none"):
         return False
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host")
+    if origin is None:
+        return True
+    try:
+        return urlsplit(origin).netloc == request.headers.get("host")
+    except ValueError:
+        # Half an IPv6 address.
+        return False
 
 
 def _has_token(visit: Visit, form: FormData) -> bool:

@@ -78,6 +78,9 @@ class Guard:
         if self._only_tls and scope["scheme"] != "https":
             return _plain(403, "HTTPS only")
 
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # RFC 9112, 6.1: a proxy before the page may see another request in the same bytes.
+            return _plain(400, "a body has a length or is sent in chunks, not both")
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > _limit_bytes(scope):
             return _plain(413, "larger than the page takes")

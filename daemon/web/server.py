@@ -18,6 +18,7 @@ from daemon.ledger import Ledger
 from daemon.ledger.view import View
 from daemon.spool import Spool
 from daemon.web.app import build
+from daemon.web.connections import PageProtocol
 from daemon.web.visit import Node
 
 log = logging.getLogger("pleura.web")
@@ -88,7 +89,7 @@ class PageServer:
 def _server(app: ASGIApp, web: Web, context: ssl.SSLContext | None) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=PageProtocol,
         ws="none",
         lifespan="off",
         access_log=False,

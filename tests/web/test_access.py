@@ -96,6 +96,7 @@ def test_an_act_needs_the_token_of_its_session_and_our_own_page(site: Site) -> N
     for header in (
         {"origin": "https://evil.example"},
         {"origin": "null"},
+        {"origin": "http://["},
         {"sec-fetch-site": "cross-site"},
     ):
         form = {"token": own, "act": "retry-images"}
