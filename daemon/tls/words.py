@@ -84,8 +84,8 @@ def _unverified(error: ssl.SSLCertVerificationError, trusted: str) -> str:
 
     if code in (_HOSTNAME_MISMATCH, _IP_ADDRESS_MISMATCH):
         return (
-            f"its certificate is for another name ({said}); correct the host, or give the name "
-            "that the certificate has as `name`"
+            f"its certificate is for another name ({said}); give the host by a name in the "
+            "certificate, or for an archive that name as destinations[].tls.name"
         )
     if code in _UNTRUSTED:
         return (
