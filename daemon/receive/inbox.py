@@ -30,6 +30,7 @@ import re
 import stat
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,12 +241,18 @@ class Inbox:
         unread: list[OSError] = []
         for folder, subfolders, names in os.walk(self._folder, onerror=unread.append):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                path = Path(folder, name)
-                if self._stopping:
-                    return
-                if _may_be_taken(name) and self._look(path, path in closed):
-                    found.add(path)
+            if not names:
+                continue
+            try:
+                with _opened(self._folder, Path(folder)) as directory:
+                    for name in names:
+                        path = Path(folder, name)
+                        if self._stopping:
+                            return
+                        if _may_be_taken(name) and self._look(directory, path, path in closed):
+                            found.add(path)
+            except OSError as gone:
+                unread.append(gone)
 
         self._seen = {path: seen for path, seen in self._seen.items() if path in found}
         stuck = [seen.why for seen in self._seen.values() if seen.failures >= _STUCK_AFTER]
@@ -256,11 +263,14 @@ class Inbox:
             if not isinstance(error, FileNotFoundError) or error.filename == str(self._folder):
                 raise error
 
-    def _look(self, path: Path, is_closed: bool) -> bool:
-        """Take the file if it is whole and due, and remove it. Returns whether it still stays."""
+    def _look(self, directory: int, path: Path, is_closed: bool) -> bool:
+        """Take the file if it is whole and due, and remove it. Returns whether it still stays.
+
+        `directory`: a descriptor of the file's folder.
+        """
         self._stepped_at = time.monotonic()
         try:
-            status = path.lstat()
+            status = os.stat(path.name, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             return False
         if not stat.S_ISREG(status.st_mode):
@@ -273,9 +283,9 @@ class Inbox:
             return True
 
         try:
-            if seen.taken_at is None and self._take(path, seen.signature):
+            if seen.taken_at is None and self._take(directory, path.name, seen.signature):
                 seen.taken_at = time.monotonic()
-            return not self._remove(path, seen)
+            return not self._remove(directory, path.name, seen)
         except Exception as error:
             # Whatever a file does, as when it is too large for the memory, it keeps no other.
             pace = self._pace
@@ -307,10 +317,11 @@ class Inbox:
         quiet_s = self._pace.stalled_s if is_unfinished else self._pace.settled_s
         return now - seen.since >= quiet_s
 
-    def _take(self, path: Path, signature: tuple[int, int, int]) -> bool:
+    def _take(self, directory: int, name: str, signature: tuple[int, int, int]) -> bool:
         """Durable in the spool and committed. False when it has changed or gone meanwhile."""
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=directory)
         except FileNotFoundError:
             return False
 
@@ -323,7 +334,7 @@ class Inbox:
         self._keep(data)
         return True
 
-    def _remove(self, path: Path, seen: _Seen) -> bool:
+    def _remove(self, directory: int, name: str, seen: _Seen) -> bool:
         """Remove a file that was taken, where its time has come. Returns whether it is gone."""
         if seen.taken_at is None:
             return False
@@ -333,9 +344,10 @@ class Inbox:
         # Another host may have taken and removed it too.
         with contextlib.suppress(FileNotFoundError):
             # Otherwise another file has come under the same name, to be taken next.
-            if _signature(path.lstat()) != seen.signature:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            if _signature(status) != seen.signature:
                 return False
-            path.unlink()
+            os.unlink(name, dir_fd=directory)
         return True
 
     def _keep(self, data: bytes) -> None:
@@ -381,6 +393,25 @@ class _Events(FileSystemEventHandler):
 
     def _below(self, path: str | bytes) -> Path:
         return Path(os.fsdecode(path)).relative_to(self._watched)
+
+
+@contextlib.contextmanager
+def _opened(inbox: Path, folder: Path) -> Iterator[int]:
+    """A descriptor of `folder`, which is reached from the inbox through real folders alone.
+
+    A path would lead elsewhere when a folder in it is replaced by a symbolic link meanwhile, and
+    the node would take and remove a file outside. Raises OSError.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    descriptor = os.open(inbox, flags)
+    try:
+        for part in folder.relative_to(inbox).parts:
+            below = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _why(error: Exception) -> str:

@@ -161,6 +161,34 @@ def test_a_file_without_a_close_event_is_kept_and_received_again_if_it_changes(
     assert found == [b"the first half, ", b"the first half, the second half"]
 
 
+def test_a_folder_that_becomes_a_link_leads_to_no_file_outside(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the inbox could have the node remove its own ledger."""
+    below, outside, away = node.folder / "ward", tmp_path / "outside", tmp_path / "away"
+    for folder in (below, outside):
+        folder.mkdir()
+        (folder / "file").write_bytes(folder.name.encode())
+
+    def replaced_after_the_folder_is_read(name: str) -> bool:
+        if below.exists() and not below.is_symlink():
+            below.rename(away)
+            below.symlink_to(outside)
+        swaps.append(name)
+        return True
+
+    swaps: list[str] = []
+    monkeypatch.setattr(inbox, "_may_be_taken", replaced_after_the_folder_is_read)
+    node.pace = replace(node.pace, settled_s=0.0, kept_s=0.0)
+    node.start()
+    wait_until("the folder is walked", lambda: swaps)
+    node.inbox.stop()  # type: ignore[union-attr]
+
+    assert (outside / "file").read_bytes() == b"outside"
+    assert [node.spool.read(row["spool_name"]) for row in node.rows()] == [b"ward"]
+    assert list(away.iterdir()) == []
+
+
 def test_a_closed_file_is_removed_at_once(node: Node, tmp_path: Path) -> None:
     # Only events can trigger this, also if the settings name a symbolic link to the folder.
     node.pace = Pace(rescan_s=600.0, settled_s=600.0, stalled_s=600.0, kept_s=600.0)
@@ -353,20 +381,21 @@ def test_a_file_that_cannot_be_removed_is_received_once(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.pace = replace(node.pace, first_pause_s=0.1)
-    unlink = Path.unlink
+    unlink = os.unlink
     tries = []
 
-    def refused(self: Path, missing_ok: bool = False) -> None:
-        if self.parent == node.folder:
-            tries.append(self)
+    def refused(path: Any, *, dir_fd: int | None = None) -> None:
+        if path == "stuck.dcm":
+            tries.append(path)
             if len(tries) < 4:
                 raise PermissionError(errno.EPERM, "Operation not permitted")
-        unlink(self, missing_ok)
+        unlink(path, dir_fd=dir_fd)
 
-    monkeypatch.setattr(Path, "unlink", refused)
+    monkeypatch.setattr(os, "unlink", refused)
     (node.folder / "stuck.dcm").write_bytes(b"stuck")
     node.start()
     wait_until("all is taken", lambda: node.left() == [])
+    assert len(tries) == 4
     assert len(node.rows()) == 1
 
 
