@@ -78,11 +78,15 @@ class Source:
 def document(row: AuditRow, source: Source) -> str:
     """The XML of one event.
 
-    Raises:
-        KeyError: an event that this version does not know.
+    An event that another version recorded, and this version does not know, is an alert that quotes
+    it: every later message waits for it.
     """
     root = ElementTree.Element("AuditMessage")
-    _BODIES[row.event](root, row, source)
+    try:
+        _BODIES[row.event](root, row, source)
+    except KeyError:
+        root = ElementTree.Element("AuditMessage")
+        _unknown(root, row, source)
     return '<?xml version="1.0" encoding="UTF-8"?>' + ElementTree.tostring(root, encoding="unicode")
 
 
@@ -212,6 +216,15 @@ def _accessed(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
     _person(root, row.facts["by"], "")
     _participant(root, source.ae_title, source, _APPLICATION, is_requestor=False)
     _instance(root, source, row.facts)
+
+
+def _unknown(root: ElementTree.Element, row: AuditRow, source: Source) -> None:
+    """PS3.15 A.5.3.11: an event of another version, after an upgrade or a rollback."""
+    _event(root, row, _SECURITY_ALERT, "E", _SOFTWARE_CONFIGURATION)
+    _participant(root, source.ae_title, source, _APPLICATION, is_requestor=True)
+    _source(root, source)
+    facts = ", ".join(f"{key}: {value}" for key, value in row.facts.items())
+    _alert(root, source.name, f"event '{row.event}' of another version; {facts}")
 
 
 _BODIES = {

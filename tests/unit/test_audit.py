@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import re
@@ -110,6 +111,15 @@ def test_a_message_fits_into_a_datagram_whatever_it_says(event: str, letter: str
     message = formatted(AuditRow(1, 0.0, event, facts), SOURCE)
     assert len(message) <= 65_507
     assert faults(message.decode().partition("\ufeff")[2]) == []
+
+
+@pytest.mark.parametrize("event", ["teleported", "login"])
+def test_an_event_of_another_version_is_quoted_and_stops_no_other(event: str) -> None:
+    xml = document(AuditRow(1, 0.0, event, {"whom": "bob"}), SOURCE)
+    assert faults(xml) == []
+    (detail,) = ElementTree.fromstring(xml).iter("ParticipantObjectDetail")
+    words = base64.b64decode(detail.attrib["value"]).decode()
+    assert words == f"event '{event}' of another version; whom: bob"
 
 
 def test_the_codes_are_those_of_the_standard() -> None:
