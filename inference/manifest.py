@@ -21,6 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from yaml.composer import Composer
 
 from inference.container import checked_name
 from inference.preprocess import SCHEMES
@@ -335,7 +336,23 @@ def _fault(kind: str, place: tuple[int | str, ...], found: Any, message: str) ->
     return f"{key}: {shown[:80]} found; {message.removeprefix('Value error, ')}"
 
 
-class _PlainLoader(yaml.SafeLoader):
+if yaml.__with_libyaml__:
+
+    class _SafeLoader(Composer, yaml.CSafeLoader):
+        """A SafeLoader with libyaml's parser, which takes a fifth of the time.
+
+        It composes in Python: libyaml's composer could not be told what to refuse.
+        """
+
+        def __init__(self, text: str) -> None:
+            yaml.CSafeLoader.__init__(self, text)
+            Composer.__init__(self)
+
+else:
+    _SafeLoader = yaml.SafeLoader  # type: ignore[assignment, misc]
+
+
+class _PlainLoader(_SafeLoader):
     """A SafeLoader without what only an attacker needs.
 
     It refuses aliases, deep nesting and repeated keys.
