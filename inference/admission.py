@@ -101,6 +101,7 @@ REASONS: dict[str, Reason] = {
     "under_age": Reason(State.NOT_ANALYSED, True, "the patient is younger than the minimum age"),
     "age_unknown": Reason(State.NOT_ANALYSED, True, "the patient's age cannot be told"),
     "blank": Reason(State.NOT_ANALYSED, True, "the image is blank"),
+    "too_small": Reason(State.NOT_ANALYSED, True, "the image has too few pixels"),
     "undecodable": Reason(State.NOT_ANALYSED, True, "the pixels cannot be decoded"),
     "not_dicom": Reason(State.FAILED, False, "the bytes are not a DICOM object"),
     "bytes_missing": Reason(State.FAILED, False, "the spool no longer holds the whole image"),

@@ -586,6 +586,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "reason_under_age": ("younger than the minimum age", "jünger als das Mindestalter"),
     "reason_age_unknown": ("the patient's age cannot be told", "Alter des Patienten unbekannt"),
     "reason_blank": ("the image is blank", "leeres Bild"),
+    "reason_too_small": ("the image has too few pixels", "zu wenige Bildpunkte"),
     "reason_undecodable": ("the pixels cannot be decoded", "Pixel nicht dekodierbar"),
     "reason_not_dicom": ("not a DICOM object", "kein DICOM-Objekt"),
     "reason_bytes_missing": (

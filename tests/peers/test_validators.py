@@ -94,7 +94,7 @@ class MadeUpEngine:
 
     identity = MODEL
     manifest = SimpleNamespace(
-        classifier=SimpleNamespace(threshold=0.42, calibration=None),
+        classifier=SimpleNamespace(side=320, threshold=0.42, calibration=None),
         segmenter=SimpleNamespace(rule=(0.5, 0.5, 1, 0)),
         plausibility=None,
     )

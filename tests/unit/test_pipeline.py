@@ -23,6 +23,7 @@ from inference.finding import Outcome, State
 from inference.manifest import Plausibility
 from inference.pipeline import AnalysisSettings, Pipeline
 from inference.plausibility import OTHERS, Pose
+from tools.images import image, written
 from training import phantom
 
 AT = datetime(2026, 1, 2, 3, 4, 5)
@@ -91,6 +92,26 @@ def test_an_image_that_is_not_a_frontal_chest_gets_no_analysis_and_no_result(
     assert chest.state is State.ANALYSED
     assert chest.results
     assert gated.asked == ["plausible", "plausible", "classify", "segment"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_analysed"), [((15, 64), False), ((64, 15), False), ((16, 16), True)]
+)
+def test_a_thumbnail_is_not_analysed_and_the_archive_is_told(
+    engine: Scripted, shape: tuple[int, int], is_analysed: bool
+) -> None:
+    """The package's classifier sees 32 x 32 pixels."""
+    engine.probability = 0.1
+    values = np.arange(shape[0] * shape[1], dtype=np.uint16).reshape(shape)
+    pipeline = Pipeline(engine, AnalysisSettings())  # type: ignore[arg-type]
+
+    (outcome,) = pipeline.analyse([written(image(values, 12))], AT)
+    assert (outcome.reason is None) == is_analysed
+    assert [result.kind for result in outcome.results] == ["SC"]
+    if not is_analysed:
+        assert (outcome.state, outcome.reason) == (State.NOT_ANALYSED, "too_small")
+        assert outcome.detail == f"{shape[0]} x {shape[1]} pixels found, 16 x 16 or more wanted"
+        assert engine.asked == []
 
 
 def test_each_step_of_an_image_is_noted_when_it_ends(engine: Scripted, tmp_path: Path) -> None:
