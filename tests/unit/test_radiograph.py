@@ -526,3 +526,15 @@ def test_one_broken_element_does_not_lose_the_image(sample: bytes) -> None:
     assert "StudyID" not in dataset
     assert notes == ("(0020,0010) unreadable",)
     assert decoded(broken).pixels.shape == (128, 128)
+
+
+def test_a_broken_private_element_is_left_out_without_a_note(sample: bytes) -> None:
+    dataset = dcmread(io.BytesIO(sample))
+    dataset.private_block(0x0019, "A MAKER", create=True).add_new(1, "LO", "ab")
+    element = b"\x19\x00\x01\x10"
+    broken = written(dataset).replace(element + b"LO", element + b"FL")
+
+    parsed, notes = radiograph.parse(broken)
+    assert (0x0019, 0x1001) not in parsed
+    assert notes == ()
+    assert np.array_equal(decoded(broken).pixels, decoded(sample).pixels)
