@@ -88,7 +88,7 @@ def test_the_tutorials_network_gives_the_same_answers_after_its_import(
         again = copy.deepcopy(loaded.classifier)
         assert torch.equal(again(image), loaded.classifier(image))
 
-    phantom.write(phantom.draw(0, True, size=96), Path("one.dcm"))
+    phantom.write(phantom.draw(0, True, size=256), Path("one.dcm"))
     capsys.readouterr()
     assert cli.main(["predict", "--model", "mine", "one.dcm"]) == 0
     answer = json.loads(capsys.readouterr().out)
