@@ -14,16 +14,23 @@ from daemon.config.values import sqlite_file
 # What _same_folder() compares.
 _FOLDERS: dict[str, Any] = {"spool": True, "inbox": True, "destinations": {"__all__": {"folder"}}}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# What SQLite keeps beside a database: https://sqlite.org/tempfiles.html
+_BESIDE_THE_LEDGER = ("-wal", "-shm", "-journal")
 
 
-def find(config: Config) -> list[str]:
-    """One line for each conflict: the keys, what is wrong, what to do."""
+def find(config: Config, source: Path | None = None) -> list[str]:
+    """One line for each conflict: the keys, what is wrong, what to do.
+
+    `source` is the file that the settings were read from.
+    """
     return [
         *_own_address(config),
         *_same_peer(config),
         *_same_archive(config),
         *_same_folder(config),
-        *_in_the_inbox(config),
+        *_in_the_inbox(config, source),
+        *_same_file(config, source),
+        *_audit_file_in_a_folder(config),
     ]
 
 
@@ -100,14 +107,7 @@ def _archive(destination: DicomDestination) -> tuple[str, int, str]:
 
 def _same_folder(config: Config) -> Iterator[str]:
     """Folders that lie in one another: one role would take or remove the files of another."""
-    folders: dict[str, Path] = {"spool": config.spool}
-    if config.inbox is not None:
-        folders["inbox"] = config.inbox
-    for index, destination in enumerate(config.destinations):
-        if isinstance(destination, FolderDestination):
-            folders[f"destinations[{index}].folder"] = destination.folder
-
-    for (first, one), (second, other) in combinations(folders.items(), 2):
+    for (first, one), (second, other) in combinations(_folders(config), 2):
         is_destination = first.startswith("destinations") and second.startswith("destinations")
         inner, outer = other.resolve(), one.resolve()
         overlap = inner.is_relative_to(outer) or outer.is_relative_to(inner)
@@ -115,13 +115,23 @@ def _same_folder(config: Config) -> Iterator[str]:
             yield f"{second}: found {other}, which overlaps {first} ({one}); give separate folders"
 
 
-def _in_the_inbox(config: Config) -> Iterator[str]:
+def _folders(config: Config) -> Iterator[tuple[str, Path]]:
+    """(key, path) of every folder that a role fills or empties."""
+    yield "spool", config.spool
+    if config.inbox is not None:
+        yield "inbox", config.inbox
+    for index, destination in enumerate(config.destinations):
+        if isinstance(destination, FolderDestination):
+            yield f"destinations[{index}].folder", destination.folder
+
+
+def _in_the_inbox(config: Config, source: Path | None) -> Iterator[str]:
     """Files of the node in the inbox, which takes and removes every file: the ledger, a key."""
     if config.inbox is None:
         return
 
     inbox = config.inbox.resolve()
-    for key, path in _files(config):
+    for key, path in _files(config, source):
         if path.resolve().is_relative_to(inbox):
             yield (
                 f"inbox: found {config.inbox}, where {key} lies ({path}); the inbox takes and "
@@ -129,8 +139,42 @@ def _in_the_inbox(config: Config) -> Iterator[str]:
             )
 
 
-def _files(config: Config) -> Iterator[tuple[str, Path]]:
-    """(key, path) of every file or model package that the settings name."""
+def _same_file(config: Config, source: Path | None) -> Iterator[str]:
+    """A file that a role writes, under a second key: audit messages in the ledger or in a key."""
+    files = [*_files(config, source)]
+    if file := sqlite_file(config.ledger):
+        files += [(f"the ledger's {end}", Path(file + end)) for end in _BESIDE_THE_LEDGER]
+
+    for (first, one), (second, other) in combinations(files, 2):
+        is_written = {first, second} & {"ledger", "audit.file"} or "the ledger's" in second
+        if is_written and one.resolve() == other.resolve():
+            yield (
+                f"{first}: found {one}, which is also {second} ({other}); the node writes into "
+                "this file, so give each a file of its own"
+            )
+
+
+def _audit_file_in_a_folder(config: Config) -> Iterator[str]:
+    """The audit trail's file in the spool, or in the place of a folder."""
+    if config.audit is None or config.audit.file is None:
+        return
+
+    file = config.audit.file.resolve()
+    for key, path in _folders(config):
+        folder = path.resolve()
+        # A folder destination may hold the file: only names of results are written there.
+        is_inside = key == "spool" and file.is_relative_to(folder)
+        if is_inside or folder.is_relative_to(file):
+            yield (
+                f"audit.file: found {config.audit.file}, which overlaps {key} ({path}); give a "
+                "file outside of it"
+            )
+
+
+def _files(config: Config, source: Path | None) -> Iterator[tuple[str, Path]]:
+    """(key, path) of every file or model package that the settings name, and of their own file."""
+    if source is not None:
+        yield "the settings file", source
     if file := sqlite_file(config.ledger):
         yield "ledger", Path(file)
     packages = {"model": config.model, "shadow.model": config.shadow and config.shadow.model}

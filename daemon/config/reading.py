@@ -98,7 +98,7 @@ def load(path: Path) -> Config:
         ]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from error
 
-    if lines := conflicts.find(config):
+    if lines := conflicts.find(config, path):
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines))
     return config
 

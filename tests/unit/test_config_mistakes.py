@@ -233,6 +233,61 @@ def test_an_inbox_that_holds_a_file_of_the_node_is_refused(
     assert f"inbox: found /box, where {key} lies" in error_for(tmp_path, f"inbox: /box\n{text}")
 
 
+def test_settings_in_the_inbox_are_refused(tmp_path: Path) -> None:
+    assert f"inbox: found {tmp_path}, where the settings" in error_for(
+        tmp_path, f"inbox: {tmp_path}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("audit: {file: /n/ledger.db}", "ledger: found /n/ledger.db, which is also audit.file"),
+        ("audit: {file: /n/../n/ledger.db}", "ledger: found /n/ledger.db, which is also audit"),
+        ("audit: {file: /n/ledger.db-wal}", "which is also the ledger's -wal"),
+        ("audit: {file: /n/ledger.db-journal}", "which is also the ledger's -journal"),
+        ("model: /n/m.zip\naudit: {file: /n/m.zip}", "model: found /n/m.zip, which is also audit"),
+        (
+            "audit: {file: /n/a.log}\nweb: {metrics_token_file: /n/a.log}",
+            "audit.file: found /n/a.log, which is also web.metrics_token_file",
+        ),
+        (
+            "alerts: {webhook: {url_file: /n/ledger.db-shm}}",
+            "alerts.webhook.url_file: found /n/ledger.db-shm, which is also the ledger's -shm",
+        ),
+        ("audit: {file: /n/spool/audit.log}", "audit.file: found /n/spool/audit.log, which over"),
+        ("audit: {file: /n/spool}", "audit.file: found /n/spool, which overlaps spool"),
+        ("audit: {file: /n}", "audit.file: found /n, which overlaps spool"),
+        (
+            "audit: {file: /out}\ndestinations: [{name: a, folder: /out}]",
+            "audit.file: found /out, which overlaps destinations[0].folder",
+        ),
+    ],
+)
+def test_a_file_that_the_node_writes_has_no_second_use(
+    tmp_path: Path, text: str, words: str
+) -> None:
+    """The audit trail once appended its messages to the ledger's own file."""
+    place = "ledger: sqlite:////n/ledger.db\nspool: /n/spool\n"
+    assert words in error_for(tmp_path, place + text)
+
+
+def test_audit_messages_do_not_go_into_the_settings(tmp_path: Path) -> None:
+    link = tmp_path / "audit.log"
+    link.symlink_to(tmp_path / "pleura.yaml")
+    found = error_for(tmp_path, f"audit: {{file: {link}}}")
+    assert f"which is also audit.file ({link})" in found
+
+
+def test_files_that_the_node_only_reads_may_be_shared(tmp_path: Path) -> None:
+    page = "web: {tls: {certificate: /etc/node.pem, key: /etc/node.pem}}"
+    assert load(
+        tmp_path,
+        f"{page}\naudit: {{file: /n/a.log, certificate: /etc/node.pem, "
+        "key: /etc/node.pem, repository: 'tls://a:6514'}",
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
