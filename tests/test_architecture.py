@@ -32,6 +32,7 @@ ROOMS = {
     "ownership": {"config"},
     "report": {"drift", "ledger"},
     "spool": set(),
+    "tcp": set(),
     "tls": {"config"},
     "torch_process": set(),
     "watchdog": set(),

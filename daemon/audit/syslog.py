@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import fcntl
 import select
 import socket
 import ssl
-import sys
-import termios
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +14,7 @@ from urllib.parse import urlsplit
 
 from daemon.audit.message import Source, document
 from daemon.ledger import AuditRow
+from daemon.tcp import unacknowledged_bytes
 from daemon.tls import TlsClient
 
 # PS3.15 A.6: facility 10 (security), severity 5 (notice) or 4 (warning).
@@ -104,18 +102,13 @@ class _Stream:
         and would be lost with the connection.
         """
         before, deadline = 0, 0.0
-        while left := self._unacknowledged_bytes():
+        while left := unacknowledged_bytes(self._socket):
             now = time.monotonic()
             if left != before:
                 before, deadline = left, now + _TIMEOUT_S
             elif now >= deadline:
                 raise TimeoutError("the repository does not read its messages")
             self._require_open(_LOOK_S)
-
-    def _unacknowledged_bytes(self) -> int:
-        """SIOCOUTQ of tcp(7): the bytes that the other side has not acknowledged."""
-        answer = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
-        return int.from_bytes(answer, sys.byteorder)
 
     def _require_open(self, for_s: float) -> None:
         """Raises OSError if the repository closes the connection in this time.

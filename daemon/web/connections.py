@@ -7,9 +7,12 @@ and for a client that does not read its answer. A hundred such connections would
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from daemon.tcp import unacknowledged_bytes
 
 _LOOK_S = 5.0
 # From the connection, or from an answer, to a whole header.
@@ -38,7 +41,7 @@ class PageProtocol(H11Protocol):
     def _look(self) -> None:
         """Close the connection if it has waited too long in one state."""
         now = self.loop.time()
-        is_answered = self.cycle is None or self.cycle.response_complete
+        is_answered = self.cycle is None or (self.cycle.response_complete and self._is_read())
         if (self.cycle, is_answered) != self._state:
             self._state, self._since = (self.cycle, is_answered), now
 
@@ -47,3 +50,12 @@ class PageProtocol(H11Protocol):
             self.transport.abort()
             return
         self._next_look = self.loop.call_later(_LOOK_S, self._look)
+
+    def _is_read(self) -> bool:
+        """Whether the client's system has all that was sent.
+
+        uvicorn counts an answer as complete while most of it still waits to be sent.
+        """
+        connection: socket.socket = self.transport.get_extra_info("socket")
+        # It is closed a moment before connection_lost().
+        return connection.fileno() < 0 or not unacknowledged_bytes(connection)
