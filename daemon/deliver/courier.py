@@ -91,10 +91,11 @@ class Courier:
     """One destination's thread, with a circuit breaker.
 
     The circuit is closed while objects are stored. An outage opens it, and so does an association
-    that stored nothing, whatever the answers. Then the most urgent object alone is tried, with a
-    back-off that grows to one try in five minutes and never gives up. The object itself is the
-    probe: an archive need not take Verification, and may reject an association that proposes
-    nothing else.
+    that stored nothing, whatever the answers. Then one object alone is tried, with a back-off that
+    grows to one try in five minutes and never gives up. The object itself is the probe: an archive
+    need not take Verification, and may reject an association that proposes nothing else. It is the
+    most urgent object that was never answered, then each of the others in turn: an archive that
+    stores no SC may store a SEG.
     """
 
     def __init__(
@@ -232,8 +233,12 @@ class Courier:
 
     def _turn(self, failures: int, stop: threading.Event) -> _Turn | None:
         """Claim and send what is due; None if nothing was due."""
-        limit = 1 if failures else self._limits.objects_per_association
-        jobs = self._ledger.claim_deliveries(self._destination.name, owner_name(), limit)
+        name = self._destination.name
+        if failures:
+            jobs = self._ledger.claim_probe(name, owner_name())
+        else:
+            limit = self._limits.objects_per_association
+            jobs = self._ledger.claim_deliveries(name, owner_name(), limit)
         if not jobs:
             self._ledger.wait(self._limits.idle_s)
             return None

@@ -408,9 +408,30 @@ class Ledger:
 
     def claim_deliveries(self, destination: str, owner: str, limit: int) -> list[DeliveryJob]:
         """Lease deliveries that are due to one destination: stat first, then oldest."""
+        urgent_first = (deliveries.c.priority, deliveries.c.id)
+        return self._claim_deliveries(destination, owner, limit, urgent_first)
+
+    def claim_probe(self, destination: str, owner: str) -> list[DeliveryJob]:
+        """Lease the delivery that shows best whether a destination in trouble stores again.
+
+        A delivery that was never put off comes first, then that whose time came first. So objects
+        that are never stored keep no other from being tried, however many they are.
+        """
+        was_put_off = deliveries.c.due_at != deliveries.c.owed_at
+        in_turn = (
+            sa.case((was_put_off, deliveries.c.due_at), else_=0.0),
+            deliveries.c.priority,
+            deliveries.c.id,
+        )
+        return self._claim_deliveries(destination, owner, 1, in_turn)
+
+    def _claim_deliveries(
+        self, destination: str, owner: str, limit: int, order: Sequence[sa.ColumnElement[Any]]
+    ) -> list[DeliveryJob]:
         with self._database.transaction() as (conn, now):
             jobs = []
-            rows = conn.execute(self._due(destination, now, limit)).mappings().all()
+            due = self._due(destination, now).order_by(*order).limit(limit)
+            rows = conn.execute(due).mappings().all()
             is_any_failing = any(row["failing_since"] is not None for row in rows)
             do_hours_count = is_any_failing and not is_long_unseen(conn, now)
             for row in rows:
@@ -433,7 +454,7 @@ class Ledger:
                 jobs.append(job)
             return jobs
 
-    def _due(self, destination: str, now: float, limit: int) -> sa.Select[Any]:
+    def _due(self, destination: str, now: float) -> sa.Select[Any]:
         return (
             sa.select(
                 deliveries.c.id,
@@ -449,8 +470,6 @@ class Ledger:
                 self._is_delivery_due(now),
                 self._is_lease_over(deliveries.c.lease_until, now),
             )
-            .order_by(deliveries.c.priority, deliveries.c.id)
-            .limit(limit)
             .with_for_update(skip_locked=True, of=deliveries)
         )
 

@@ -221,3 +221,22 @@ def test_a_resent_object_counts_as_owed_since_its_resend(world: Callable[..., Wo
     assert alarms(forgetful) == {}
     forgetful.clock.now += 2 * HOUR_S
     assert alarms(forgetful).keys() == {"owed"}
+
+
+@pytest.mark.parametrize("answer", [0xA700, 0x0110, 0xFFFF])
+def test_objects_that_are_never_stored_keep_no_other_from_being_tried(
+    world: Callable[..., World], answer: int
+) -> None:
+    """An archive whose store for one kind is full takes the other kinds, as they come."""
+    first_other = 40
+
+    def answers(uid: str, _: float) -> int:
+        number = int(uid.removeprefix("2.25."))
+        return 0 if number >= first_other and number % 4 == 0 else answer
+
+    partly = world(answers, every_s=10 * MINUTE_S)
+    partly.run(20 * HOUR_S)
+    others = [uid for uid in partly.made if answers(uid, 0.0) == 0]
+    assert len(others) > 10
+    waits = {uid: partly.stored.get(uid, 1e9) - partly.made[uid] for uid in others}
+    assert max(waits.values()) < 11 * MINUTE_S
