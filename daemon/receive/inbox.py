@@ -238,35 +238,48 @@ class Inbox:
         closed, self._closed = self._closed, set()
 
         found: set[Path] = set()
-        unread: list[OSError] = []
-        for folder, subfolders, names in os.walk(self._folder, onerror=unread.append):
+        # Folders and files that cannot be read now.
+        unread: dict[Path, OSError] = {}
+
+        def note_unread(error: OSError) -> None:
+            unread[Path(error.filename)] = error
+
+        for folder, subfolders, names in os.walk(self._folder, onerror=note_unread):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
             if not names:
                 continue
             try:
                 with _opened(self._folder, Path(folder)) as directory:
-                    for name in names:
-                        path = Path(folder, name)
+                    for name in filter(_may_be_taken, names):
                         if self._stopping:
                             return
-                        if _may_be_taken(name) and self._look(directory, path, path in closed):
-                            found.add(path)
-            except OSError as gone:
-                unread.append(gone)
+                        path = Path(folder, name)
+                        try:
+                            if self._look(directory, path, path in closed):
+                                found.add(path)
+                        except OSError as error:
+                            unread[path] = error
+            except OSError as error:
+                unread[Path(folder)] = error
 
-        self._seen = {path: seen for path, seen in self._seen.items() if path in found}
+        # What was taken and cannot be seen now is not taken again when it can.
+        self._seen = {
+            path: seen
+            for path, seen in self._seen.items()
+            if path in found or not unread.keys().isdisjoint((path, *path.parents))
+        }
         stuck = [seen.why for seen in self._seen.values() if seen.failures >= _STUCK_AFTER]
         self._stuck = (len(stuck), stuck[-1] if stuck else "")
         self._written -= {path for path in tuple(self._written) if not path.exists()}
         # A subfolder may have vanished since it was listed; the inbox itself may not.
-        for error in unread:
-            if not isinstance(error, FileNotFoundError) or error.filename == str(self._folder):
-                raise error
+        for path, reason in unread.items():
+            if not isinstance(reason, FileNotFoundError) or path == self._folder:
+                raise reason
 
     def _look(self, directory: int, path: Path, is_closed: bool) -> bool:
         """Take the file if it is whole and due, and remove it. Returns whether it still stays.
 
-        `directory`: a descriptor of the file's folder.
+        `directory`: a descriptor of the file's folder. Raises OSError: it cannot be looked at.
         """
         self._stepped_at = time.monotonic()
         try:

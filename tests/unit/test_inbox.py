@@ -399,6 +399,53 @@ def test_a_file_that_cannot_be_removed_is_received_once(
     assert len(node.rows()) == 1
 
 
+@pytest.mark.parametrize("lost", ["inbox", "folder", "file"])
+def test_a_file_that_cannot_be_seen_for_a_while_is_received_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A share that stops answering between taking a file and removing it."""
+    node.pace = replace(node.pace, settled_s=0.0, kept_s=600.0)
+    below = node.folder / "ward"
+    below.mkdir()
+    (below / "kept.dcm").write_bytes(b"kept")
+    (node.folder / "other.dcm").write_bytes(b"other")
+    node.start()
+    wait_until("both are taken", lambda: len(node.rows()) == 2)
+
+    broken = {"inbox": str(node.folder), "folder": "ward", "file": "kept.dcm"}[lost]
+    seen: list[str] = []
+    scandir, opened, status = os.scandir, os.open, os.stat
+
+    def fail(name: Any) -> None:
+        if str(name) == broken:
+            seen.append(broken)
+            raise OSError(errno.EIO, "Input/output error", str(name))
+
+    def failing(real: Any) -> Any:
+        def call(name: Any, *more: Any, **keywords: Any) -> Any:
+            fail(name)
+            return real(name, *more, **keywords)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing(scandir))
+        patch.setattr(os, "open", failing(opened))
+        patch.setattr(os, "stat", failing(status))
+        wait_until("it fails twice", lambda: len(seen) > 2)
+        if lost == "file":
+            (below / "later.dcm").write_bytes(b"later")
+            wait_until("it keeps no other", lambda: len(node.rows()) == 3)
+
+    (node.folder / "last.dcm").write_bytes(b"last")
+    wait_until(
+        "the folder is read again",
+        lambda: node.spool.read(node.rows()[-1]["spool_name"]) == b"last",
+    )
+    taken = [node.spool.read(row["spool_name"]) for row in node.rows()]
+    assert taken.count(b"kept") == taken.count(b"other") == 1
+
+
 @pytest.mark.parametrize(
     ("kind", "network"),
     [("ext4", False), ("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ceph", True)],
