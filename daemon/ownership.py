@@ -35,7 +35,7 @@ def trouble(config: Config) -> str:
             continue
         if _usable(path):
             continue
-        if _is_mounted_read_only(path):
+        if is_mounted_read_only(path):
             return f"{place}: the file system of {path} is mounted read-only: mount it read-write"
         if owner == os.geteuid():
             return f"{place}: the mode of {path} keeps its owner out: chmod u+rwX {_quoted([path])}"
@@ -141,7 +141,7 @@ def _usable(path: Path) -> bool:
     return os.access(path, mode | os.X_OK if path.is_dir() else mode, effective_ids=True)
 
 
-def _is_mounted_read_only(path: Path) -> bool:
+def is_mounted_read_only(path: Path) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 

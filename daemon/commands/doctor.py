@@ -22,8 +22,9 @@ from pathlib import Path
 from sqlalchemy.exc import SQLAlchemyError
 
 from daemon import ownership, tls
+from daemon.audit.syslog import open_channel
 from daemon.commands.status import ROLES, left_destinations
-from daemon.config import Config, DicomDestination
+from daemon.config import Audit, Config, DicomDestination
 from daemon.config.terms import doubtful_body_parts
 from daemon.deliver.folder import MARK, lost
 from daemon.deliver.remote import remote_of
@@ -107,8 +108,12 @@ def examine(
     ]
     for subject, examination in local:
         yield _finding(subject, examination)
+    outages = _outages(config)
     for subject, answer in remote:
-        yield _finding(subject, answer.result)
+        found = _finding(subject, answer.result)
+        if not found.trouble and subject in outages:
+            found = Finding(subject, warning=f"{found.note}, but {outages[subject]}")
+        yield found
 
     for name, words in _left_destinations(config).items():
         yield Finding(f"destination {name}", warning=words)
@@ -138,6 +143,12 @@ def _remote(
         yield "admission", partial(_admission, config)
     if config.inbox is not None:
         yield f"inbox {config.inbox}", partial(_folder, config.inbox)
+
+    if config.audit is not None and config.audit.file is not None:
+        yield f"audit file {config.audit.file}", partial(_audit_file, config.audit.file)
+    if config.audit is not None and config.audit.repository is not None:
+        repository = config.audit.repository
+        yield f"audit repository {repository}", partial(_repository, config.audit, repository)
 
     for destination in config.destinations:
         subject = f"destination {destination.name}"
@@ -238,6 +249,23 @@ def _left_destinations(config: Config) -> dict[str, str]:
     return {}
 
 
+def _outages(config: Config) -> dict[str, str]:
+    """What deliveries found at each destination that is down, by its subject here.
+
+    An association shows neither that an archive's disk is full, nor a look that a share's quota is.
+    """
+    found = {}
+    with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
+        for name, row in inspect.destinations().items():
+            if row.get("down_since") is not None:
+                since = time.strftime("%Y-%m-%d %H:%M:%S +0000", time.gmtime(row["down_since"]))
+                found[f"destination {name}"] = (
+                    f"it has stored nothing since {since}; its last answer: {row['last_answer']}; "
+                    f"once that is mended: pleura retry --to {name} --now"
+                )
+    return found
+
+
 def _same_reason(config: Config) -> str:
     """A warning if every recent image was excluded for one reason; "" without a ledger."""
     with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
@@ -275,11 +303,54 @@ def _folder(folder: Path) -> str:
             "will create it"
         )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        _require_writable_mount(folder)
         raise Trouble(
             "not writable by this user; make the user that runs Pleura its owner, and run doctor "
             "as that user"
         )
     return f"writable, {shutil.disk_usage(folder).free // 1_000_000} MB free"
+
+
+def _require_writable_mount(path: Path) -> None:
+    """Raises Trouble if the file system of an existing path is mounted read-only."""
+    if ownership.is_mounted_read_only(path):
+        raise Trouble(
+            "its file system is mounted read-only: the kernel's log (dmesg) says why; repair it "
+            "and mount it read-write"
+        )
+
+
+def _audit_file(path: Path) -> str:
+    """Whether the deliver role can append to the audit trail's file, or create it."""
+    if path.is_dir():
+        raise Trouble("a folder has this path; name a file")
+
+    there = next(each for each in (path, *path.parents) if each.exists())
+    if not os.access(there, os.W_OK):
+        _require_writable_mount(there)
+        raise Trouble(
+            f"{there} is not writable by this user; make the user that runs Pleura its owner, and "
+            "run doctor as that user"
+        )
+    if shutil.disk_usage(there).free == 0:
+        raise Trouble("no space left beside it; make room: messages wait in the ledger")
+    return "writable"
+
+
+def _repository(audit: Audit, repository: str) -> str:
+    """Connect to the audit repository, with TLS where it is set. No message is sent."""
+    security = tls.repository_client(audit)
+    try:
+        open_channel(repository, security).close()
+    except OSError as error:
+        words = security.in_words(error) if security else error.strerror or str(error)
+        raise Trouble(
+            f"cannot be reached ({words}); messages wait in the ledger until it answers"
+        ) from error
+
+    if security is None:
+        return "its host is known; UDP has no answer that would show more"
+    return "a TLS connection to it comes about"
 
 
 def _outbox(config: Config, folder: Path) -> str:

@@ -14,8 +14,8 @@ from daemon.config.values import sqlite_file
 # What _same_folder() compares.
 _FOLDERS: dict[str, Any] = {"spool": True, "inbox": True, "destinations": {"__all__": {"folder"}}}
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-# What SQLite keeps beside a database: https://sqlite.org/tempfiles.html
-_BESIDE_THE_LEDGER = ("-wal", "-shm", "-journal")
+# What SQLite keeps beside a database (https://sqlite.org/tempfiles.html), and the node's doorbell.
+_BESIDE_THE_LEDGER = ("-wal", "-shm", "-journal", "-bell")
 
 
 def find(config: Config, source: Path | None = None) -> list[str]:

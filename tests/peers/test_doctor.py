@@ -13,8 +13,9 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
+from daemon import ownership
 from daemon.commands.doctor import analysing_device, examine
-from daemon.config import Config, DicomDestination
+from daemon.config import Audit, Config, DicomDestination, FolderDestination
 from daemon.ledger import Ledger, owner_name, this_machine
 from tests.commands import pleura
 from tools.peers.archive import serving
@@ -248,3 +249,56 @@ def test_an_archive_without_verification_is_ok(
     with serving(entity, port):
         said = said_of("destination pacs", tmp_path, free_port(), destinations=(place,))
     assert said.startswith("ok")
+
+
+def test_a_destination_that_answers_and_stores_nothing_is_not_ok(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    """Neither an association nor a look at a folder shows that no room is left."""
+    (tmp_path / "out").mkdir()
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    ledger.note_destination("out", "/out: No space left on device", 60.0)
+    place = FolderDestination(name="out", folder=tmp_path / "out", results=("SC",))
+
+    said = said_of("destination out", tmp_path, free_port(), destinations=(place,))
+    assert said.startswith("WARNING  destination out: writable")
+    assert "its last answer: /out: No space left on device" in said
+    assert "pleura retry --to out --now" in said
+
+    ledger.note_destination("out", None)
+    ledger.close()
+    said = said_of("destination out", tmp_path, free_port(), destinations=(place,))
+    assert said.startswith("ok")
+
+
+def test_an_audit_trail_that_cannot_be_written_is_named(
+    tmp_path: Path, free_port: Callable[[], int]
+) -> None:
+    file = tmp_path / "new" / "audit.log"
+    subject = f"audit file {file}"
+    assert said_of(subject, tmp_path, free_port(), audit=Audit(file=file)).startswith("ok")
+    assert not file.parent.exists()
+
+    file.mkdir(parents=True)
+    said = said_of(subject, tmp_path, free_port(), audit=Audit(file=file))
+    assert said.startswith("TROUBLE")
+    assert "a folder has this path" in said
+
+    repository = f"tls://127.0.0.1:{free_port()}"
+    subject = f"audit repository {repository}"
+    said = said_of(subject, tmp_path, free_port(), audit=Audit(repository=repository))
+    assert said.startswith("TROUBLE")
+    assert "messages wait in the ledger" in said
+
+
+def test_a_disk_that_is_mounted_read_only_is_not_taken_for_a_wrong_owner(
+    tmp_path: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    place = FolderDestination(name="out", folder=tmp_path / "out", results=("SC",))
+    monkeypatch.setattr("daemon.commands.doctor.os.access", lambda *_: False)
+    monkeypatch.setattr(ownership, "is_mounted_read_only", lambda _: True)
+
+    said = said_of("destination out", tmp_path, free_port(), destinations=(place,))
+    assert "mounted read-only" in said
+    assert "owner" not in said
