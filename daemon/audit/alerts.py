@@ -70,12 +70,11 @@ class Alerts:
         now = self._clock()
         with self._lock:
             known = self._known(address)
-            if now < known.reasons.get(why, now - _QUIET_S) + _QUIET_S:
-                return
-
             known.reasons = {
                 reason: at for reason, at in known.reasons.items() if now < at + _QUIET_S
             }
+            if why in known.reasons:
+                return
             if len(known.reasons) >= _MOST_REASONS:
                 known.left_out += 1
                 return

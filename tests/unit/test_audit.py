@@ -556,6 +556,15 @@ def test_a_refusal_is_recorded_once_a_minute_for_each_address_and_reason(bench: 
     ]
 
 
+def test_the_first_refusal_after_a_boot_is_recorded(bench: Bench) -> None:
+    """The clock counts from the boot; 0.1 - 60.0 + 60.0 is more than 0.1."""
+    alerts = Alerts(bench.ledger, lambda: 0.1)
+    alerts.refuse("10.0.4.11", "rejected with 1/1/3")
+    alerts.start()
+    alerts.stop()
+    assert [each.facts["why"] for each in bench.rows()] == ["rejected with 1/1/3"]
+
+
 def test_an_address_that_makes_up_reasons_cannot_fill_the_audit_trail(bench: Bench) -> None:
     now = [0.0]
     alerts = Alerts(bench.ledger, lambda: now[0])
