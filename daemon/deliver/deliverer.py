@@ -84,17 +84,18 @@ class Deliverer:
             _thread("retention", self._retention.run, self._stop),
             _thread("watch", self._watch.run, self._stop),
         ]
-        if config.audit is not None:
-            sender = AuditSender(config, ledger, spool)
-            self._threads.append(_thread("audit", sender.run, self._stop))
 
         self._alerts = config.alerts
         self._alert_sender = AlertSender(routes_of(config), ledger)
-        self._alert_thread = _thread("alerts", self._alert_sender.run, self._stop)
+        # Their servers may hang; their messages stay in the ledger until they are sent.
+        self._messengers = [_thread("alerts", self._alert_sender.run, self._stop)]
+        if config.audit is not None:
+            sender = AuditSender(config, ledger, spool)
+            self._messengers.append(_thread("audit", sender.run, self._stop))
 
     def start(self) -> None:
         """Start every thread."""
-        for thread in [*self._threads, self._alert_thread]:
+        for thread in [*self._threads, *self._messengers]:
             thread.start()
         for desk in self._desks:
             desk.start()
@@ -109,8 +110,8 @@ class Deliverer:
             desk.join()
         for thread in self._threads:
             thread.join()
-        # Do not wait for a mail server that hangs: its message stays in the ledger.
-        self._alert_thread.join(_PATIENCE_S)
+        for thread in self._messengers:
+            thread.join(_PATIENCE_S)
 
     def check(self, config: Config) -> Take:
         """Check new settings: a desk opens or closes for each destination that changes.

@@ -28,6 +28,7 @@ from daemon.audit.sender import append
 from daemon.audit.syslog import formatted
 from daemon.commands.retry import Wanted, retry
 from daemon.config import Audit, Config, digests
+from daemon.deliver.deliverer import Deliverer
 from daemon.ledger import (
     Arrival,
     AuditRow,
@@ -428,6 +429,7 @@ class IllRepository(Repository):
         self._most_bytes = most_bytes
         self._closes = closes
         self.is_ill = True
+        self.has_begun = False
         super().__init__(pair, ca)
         # So little that the kernel does not acknowledge for it what it does not read.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -437,6 +439,7 @@ class IllRepository(Repository):
             super()._read(connection)
             return
         connection.recv(self._most_bytes)
+        self.has_begun = True
         if self._closes:
             self.is_ill = False
         until(lambda: not self.is_ill)
@@ -469,6 +472,35 @@ def test_a_repository_that_does_not_read_what_it_gets_gets_it_again(
         assert closes or "the repository does not read its messages" in caplog.text
     finally:
         repository.is_ill = False
+        repository.close()
+        bench.ledger.close()
+
+
+def test_the_deliver_role_ends_while_a_repository_does_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.audit.syslog._TIMEOUT_S", 3600.0)
+    monkeypatch.setattr("daemon.deliver.deliverer._PATIENCE_S", 0.1)
+    ca = Authority(tmp_path / "ca")
+    repository = IllRepository(ca.issue("repository"), ca, 300, closes=False)
+    own = ca.issue("node").settings()
+    to = {"repository": f"tls://127.0.0.1:{repository.port}", "ca": str(ca.certificate)}
+    bench = Bench(tmp_path, f"sqlite:///{tmp_path}/ledger.db", **own, **to)
+    for _ in range(100):
+        bench.ledger.record_audit("start", EVENTS["start"])
+
+    deliverer = Deliverer(bench.config, bench.ledger, bench.spool)
+    deliverer.start()
+    stopping = threading.Thread(target=deliverer.stop)
+    try:
+        until(lambda: repository.has_begun)
+        stopping.start()
+        until(lambda: not stopping.is_alive())
+        assert bench.rows_left() == 100
+    finally:
+        repository.is_ill = False
+        stopping.join()
+        until(lambda: "audit" not in [thread.name for thread in threading.enumerate()])
         repository.close()
         bench.ledger.close()
 
