@@ -42,6 +42,7 @@ def summary(inspect: Overview, configured: Collection[str], spool_folder: Path) 
         "quarantined": quarantined,
         "spool_trouble": spool_trouble or None,
         "audit": {"waiting": inspect.audit_waiting(), "lost": inspect.audit_lost()},
+        "alerts": [{**row, "since": _date(row["since"])} for row in inspect.alerts_waiting()],
         "roles": [
             {"role": row["role"], "owner": row["owner"], "last_sign": _date(row["beat_at"])}
             for row in inspect.roles()
@@ -99,6 +100,7 @@ def lines(inspect: Overview, configured: Collection[str], spool_folder: Path) ->
     for row in inspect.reasons():
         yield f"not analysed: {row['number']} {row['reason']}, the last {_date(row['last'])}"
     yield from _audit_lines(inspect)
+    yield from _alert_lines(inspect, now)
     roles = inspect.roles()
     yield from _role_lines(roles, now)
     yield from _model_lines(roles, now)
@@ -131,6 +133,16 @@ def _audit_lines(inspect: Overview) -> Iterator[str]:
         yield f"audit: {waiting} messages wait for the repository or the file"
     if lost:
         yield f"AUDIT: {lost} events were not recorded: too many waited (docs/security.md)"
+
+
+def _alert_lines(inspect: Overview, now: float) -> Iterator[str]:
+    """Alerts that reach nobody: a person who waits for them would take silence for health."""
+    for row in inspect.alerts_waiting():
+        since = f"{_date(row['since'])} ({_age(now - row['since'])})"
+        yield (
+            f"ALERTS: {row['waiting']} messages wait for {row['route']}, the oldest since {since}; "
+            "`pleura alerts test` says why"
+        )
 
 
 def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:

@@ -65,6 +65,13 @@ WHERE deliveries.state = 'refused' AND deliveries.state != 'owed'
 ORDER BY deliveries.id DESC LIMIT :most
 """
 _DESTINATIONS = "SELECT name, down_since, last_answer, answered_at, next_try_at FROM destinations"
+# Later messages wait behind one that failed, so that they keep their order.
+_ALERTS_WAITING = """
+SELECT route, count(*) AS waiting, min(made_at) AS since FROM alarm_messages
+GROUP BY route
+HAVING max(failures) > 0
+ORDER BY route
+"""
 _OWED = """
 SELECT destination AS name, count(*) AS owed, min(owed_at) AS owed_since FROM deliveries
 WHERE state = 'owed'
@@ -202,6 +209,11 @@ class Overview(ABC):
     def audit_lost(self) -> int:
         """How many events were not recorded, ever, because too many waited."""
         return int(self._one("SELECT lost FROM audit_state", "lost") or 0)
+
+    def alerts_waiting(self) -> list[dict[str, Any]]:
+        """The routes of alerts that took no message at the last try: route, waiting, since."""
+        with self._asking() as ask:
+            return ask(_ALERTS_WAITING)
 
     def spool_identity(self) -> str | None:
         """The spool that this ledger's files lie in; None for a ledger that never had a spool."""

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from daemon.commands import doctor, status
 from daemon.config import Config, load
 from daemon.ledger import (
+    Alarm,
     Arrival,
     Completion,
     Inspection,
@@ -252,3 +253,25 @@ def test_a_model_that_was_refused_at_a_reload_is_shown_while_its_role_lives(
     lines = status.lines(inspect, [], config.spool)
     (line,) = [line for line in lines if line.startswith("MODEL: ")]
     assert "model.yaml: id: absent; quick 1.0.0 goes on serving" in line
+
+
+def test_alerts_that_no_server_takes_are_reported_until_it_takes_them(
+    ledger: Ledger, inspect: Inspection, config: Config
+) -> None:
+    """A person who waits for a mail would take silence for health."""
+    troubles = [Alarm(f"outage:{name}", "outage", name, "x") for name in ("one", "other")]
+    ledger.alarms.note(troubles, ["mail"], "a", 60)
+    first, second = ledger.alarms.claim("sender", ["mail"], 300.0)
+    assert "ALERTS" not in "\n".join(status.lines(inspect, [], config.spool)), "they are on the way"
+
+    # The second waits behind the first.
+    ledger.alarms.retry_later(first, 60.0)
+    ledger.alarms.retry_later(second, 60.0, is_failure=False)
+    said = "\n".join(status.lines(inspect, [], config.spool))
+    assert "ALERTS: 2 messages wait for mail, the oldest since" in said
+    (waiting,) = status.summary(inspect, [], config.spool)["alerts"]
+    assert (waiting["route"], waiting["waiting"]) == ("mail", 2)
+
+    ledger.alarms.mark_sent(first)
+    ledger.alarms.mark_sent(second)
+    assert "ALERTS" not in "\n".join(status.lines(inspect, [], config.spool))
