@@ -129,19 +129,20 @@ def _status(options: argparse.Namespace) -> int:
     from daemon.commands import status
 
     settings = config.load(options.config)
-    if options.uid:
-        histories = status.histories(opening.inspection(settings), options.uid)
-        print(json.dumps(histories, indent=None if options.json else 2))
-        return EXIT_DONE if all(histories.values()) else EXIT_FAILED
+    with opening.answer_in_time():
+        if options.uid:
+            histories = status.histories(opening.inspection(settings), options.uid)
+            print(json.dumps(histories, indent=None if options.json else 2))
+            return EXIT_DONE if all(histories.values()) else EXIT_FAILED
 
-    inspect = opening.overview(settings)
-    configured = [each.name for each in settings.destinations]
-    if options.json:
-        print(json.dumps(status.summary(inspect, configured, settings.spool)))
-    elif options.failed:
-        print(*status.failure_lines(inspect), sep="\n")
-    else:
-        print(*status.lines(inspect, configured, settings.spool), sep="\n")
+        inspect = opening.overview(settings)
+        configured = [each.name for each in settings.destinations]
+        if options.json:
+            print(json.dumps(status.summary(inspect, configured, settings.spool)))
+        elif options.failed:
+            print(*status.failure_lines(inspect), sep="\n")
+        else:
+            print(*status.lines(inspect, configured, settings.spool), sep="\n")
     return EXIT_DONE
 
 

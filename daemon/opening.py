@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -22,6 +23,32 @@ _Opened = TypeVar("_Opened")
 
 # How long `pleura status` waits for a database server, which must answer a monitor in time.
 _ANSWER_S = 60.0
+
+
+@contextlib.contextmanager
+def answer_in_time() -> Iterator[None]:
+    """A block that only reads the ledger. After `_ANSWER_S` in it, the process ends.
+
+    A database server that hangs keeps its connections open, so no time-out of the network ends the
+    wait, and neither would an exception: the driver would wait again for the end of its statement.
+    """
+
+    def end(*_: object) -> None:
+        print(  # noqa: T201 - as the command's other errors
+            f"ledger: the database server gave no answer in {_ANSWER_S:g} s; it, or the server "
+            "behind its PgBouncer, hangs",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(EXIT_FAILED)
+
+    earlier = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def ledger(settings: Config) -> Ledger:
@@ -62,7 +89,6 @@ def overview(settings: Config) -> Overview:
 
     file = config.sqlite_file(settings.ledger)
     if file is None:
-        _end_without_an_answer()
         return inspection(settings)
     return _opened(lambda _: FileOverview.open(Path(file)), settings)
 
@@ -76,26 +102,6 @@ def view(settings: Config) -> View:
     from daemon.ledger.view import View
 
     return _opened(View.open, settings)
-
-
-def _end_without_an_answer() -> None:
-    """End this process, which only reads, if it still runs after `_ANSWER_S`.
-
-    A server that hangs keeps its connections open, so no time-out of the network ends the wait, and
-    neither would an exception: the driver would wait again for the end of its statement.
-    """
-
-    def end(*_: object) -> None:
-        print(  # noqa: T201 - as the command's other errors
-            f"ledger: the database server gave no answer in {_ANSWER_S:g} s; it, or the server "
-            "behind its PgBouncer, hangs",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(EXIT_FAILED)
-
-    signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, _ANSWER_S)
 
 
 def _opened(opens: Callable[[str], _Opened], settings: Config) -> _Opened:

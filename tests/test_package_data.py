@@ -181,7 +181,7 @@ def test_the_images_settings_accept_its_health_check(
 
 def test_each_way_to_build_the_image_keeps_its_health_check() -> None:
     """Podman's default image format, OCI, has no health check."""
-    assert "podman build --format docker" in (REPOSITORY / "Makefile").read_text()
+    assert "$(PODMAN) build --format docker" in (REPOSITORY / "Makefile").read_text()
 
     # podman-compose builds in the OCI format, so compose.yaml repeats the check.
     compose = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())
