@@ -132,12 +132,10 @@ class Pipeline:
         if isinstance(judged, Exclusion):
             # The archive is told, by an overlay of this picture.
             return Reading(image.content_digest, image.header, image, judged)
-        if small := self._too_small(image):
-            return Reading(image.content_digest, image.header, image, small, parse_notes)
 
         # The radiograph's header holds the display attributes that made its picture.
         notes = (*judged, *parse_notes, *image.notes)
-        return Reading(image.content_digest, image.header, image, notes=notes)
+        return Reading(image.content_digest, image.header, image, self._too_small(image), notes)
 
     def _too_small(self, image: Radiograph) -> Exclusion | None:
         """An exclusion of a thumbnail: "not detected" would be no answer about the lungs."""
