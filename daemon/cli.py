@@ -150,7 +150,8 @@ def _trace(options: argparse.Namespace) -> int:
     from daemon import config
     from daemon.commands import trace
 
-    traces = trace.found(opening.view(config.load(options.config)), options.uid)
+    with opening.answer_in_time():
+        traces = trace.found(opening.view(config.load(options.config)), options.uid)
     if options.json:
         print(json.dumps(traces))
     else:

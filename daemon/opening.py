@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _Opened = TypeVar("_Opened")
 
-# How long `pleura status` waits for a database server, which must answer a monitor in time.
+# How long `pleura status` and `trace` wait for a database server: a monitor wants an answer.
 _ANSWER_S = 60.0
 
 

@@ -153,7 +153,8 @@ def test_a_killed_role_is_not_reported_as_running(
     assert shown[2] == "role deliver: 1 running"
 
 
-def test_a_database_server_that_hangs_ends_the_command(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [["status"], ["status", "1.2.3"], ["trace", "1.2.3"]])
+def test_a_database_server_that_hangs_ends_the_command(tmp_path: Path, asked: list[str]) -> None:
     """It admits the command, and answers nothing more."""
     pytest.importorskip("psycopg")
     server = socket.create_server(("127.0.0.1", 0))
@@ -164,7 +165,7 @@ def test_a_database_server_that_hangs_ends_the_command(tmp_path: Path) -> None:
     ledger = f"postgresql://pleura@127.0.0.1:{server.getsockname()[1]}/pleura?sslmode=disable"
     path.write_text(f"spool: {tmp_path / 'spool'}\nledger: {ledger}\n")
     command = "from daemon import cli, opening; opening._ANSWER_S = 2; cli.main()"
-    words = [sys.executable, "-c", command, "status", "-c", str(path)]
+    words = [sys.executable, "-c", command, *asked, "-c", str(path)]
     ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
 
     server.close()
