@@ -15,6 +15,7 @@ OURS = {"daemon", "inference", "training"}
 ROLES = ("receive", "analyse", "deliver")
 # For each part of `daemon`, the other parts that it may import (docs/architecture.md, "The rooms").
 ROOMS = {
+    "addresses": set(),
     "alerts": {"backoff", "config", "drift", "ledger", "metrics", "tls"},
     "backoff": set(),
     "config": {"exits", "installed"},

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from daemon.addresses import canonical
 from daemon.config import DicomDestination, Peer
 from daemon.dicom import negotiation
 from daemon.dicom.acceptor import Rejection
-from daemon.receive.addresses import canonical
 from daemon.tls import PeerCertificate, describe_wanted, is_wanted
 
 log = logging.getLogger("pleura.receive")

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from daemon import watchdog
+from daemon.addresses import canonical
 from daemon.dicom.acceptor import Limits
-from daemon.receive.addresses import canonical
 from daemon.receive.connections import PlainConnection, Served
 from daemon.receive.handshakes import Handshakes
 from daemon.receive.waiting import (

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from daemon.addresses import canonical
 from daemon.config import Web
 from daemon.config.web import is_loopback
 
@@ -95,15 +96,12 @@ def client_address(scope: Scope) -> str:
     """The address by which logins are throttled: IPv4, or the /64 network of IPv6."""
     host = str((scope.get("client") or ("", 0))[0])
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(canonical(host))
     except ValueError:
         return host[:64]
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        # An IPv4 client at a port of both families. All of them share one /64.
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
+    if address.version == 6:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 def _host_name(header: str) -> str:

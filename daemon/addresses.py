@@ -1,4 +1,4 @@
-"""One spelling for each address, in access rules, quotas, logs and the audit trail."""
+"""One spelling for each address: in access rules, quotas, logs, the audit trail, and logins."""
 
 from __future__ import annotations
 
