@@ -141,13 +141,14 @@ def _in_the_inbox(config: Config, source: Path | None) -> Iterator[str]:
 
 def _same_file(config: Config, source: Path | None) -> Iterator[str]:
     """A file that a role writes, under a second key: audit messages in the ledger or in a key."""
-    files = [*_files(config, source)]
+    beside = {}
     if file := sqlite_file(config.ledger):
-        files += [(f"the ledger's {end}", Path(file + end)) for end in _BESIDE_THE_LEDGER]
+        beside = {f"the ledger's {end}": Path(file + end) for end in _BESIDE_THE_LEDGER}
+    written = {"ledger", "audit.file", *beside}
 
+    files = (*_files(config, source), *beside.items())
     for (first, one), (second, other) in combinations(files, 2):
-        is_written = {first, second} & {"ledger", "audit.file"} or "the ledger's" in second
-        if is_written and one.resolve() == other.resolve():
+        if written & {first, second} and one.resolve() == other.resolve():
             yield (
                 f"{first}: found {one}, which is also {second} ({other}); the node writes into "
                 "this file, so give each a file of its own"
