@@ -142,6 +142,7 @@ def _usable(path: Path) -> bool:
 
 
 def is_mounted_read_only(path: Path) -> bool:
+    """Whether the file system of an existing path is mounted read-only. Raises OSError."""
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 

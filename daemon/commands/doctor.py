@@ -18,6 +18,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -108,14 +109,16 @@ def examine(
     ]
     for subject, examination in local:
         yield _finding(subject, examination)
-    outages = _outages(config)
+    destinations = _destinations(config)
+    outages = _outages(destinations)
     for subject, answer in remote:
         found = _finding(subject, answer.result)
         if not found.trouble and subject in outages:
             found = Finding(subject, warning=f"{found.note}, but {outages[subject]}")
         yield found
 
-    for name, words in _left_destinations(config).items():
+    configured = [each.name for each in config.destinations]
+    for name, words in left_destinations(destinations, configured).items():
         yield Finding(f"destination {name}", warning=words)
     if warning := _same_reason(config):
         yield Finding("answers", warning=warning)
@@ -242,27 +245,26 @@ def _admission(config: Config) -> str:
     )
 
 
-def _left_destinations(config: Config) -> dict[str, str]:
-    """What is owed to names that have left the settings; nothing without a ledger."""
+def _destinations(config: Config) -> Mapping[str, Mapping[str, Any]]:
+    """What the ledger knows of each destination; nothing without a ledger."""
     with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
-        return left_destinations(inspect, [each.name for each in config.destinations])
+        return inspect.destinations()
     return {}
 
 
-def _outages(config: Config) -> dict[str, str]:
+def _outages(destinations: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What deliveries found at each destination that is down, by its subject here.
 
     An association shows neither that an archive's disk is full, nor a look that a share's quota is.
     """
     found = {}
-    with suppress(LedgerError, SQLAlchemyError), closing(Inspection.open(config.ledger)) as inspect:
-        for name, row in inspect.destinations().items():
-            if row.get("down_since") is not None:
-                since = time.strftime("%Y-%m-%d %H:%M:%S +0000", time.gmtime(row["down_since"]))
-                found[f"destination {name}"] = (
-                    f"it has stored nothing since {since}; its last answer: {row['last_answer']}; "
-                    f"once that is mended: pleura retry --to {name} --now"
-                )
+    for name, row in destinations.items():
+        if row.get("down_since") is not None:
+            since = time.strftime("%Y-%m-%d %H:%M:%S +0000", time.gmtime(row["down_since"]))
+            found[f"destination {name}"] = (
+                f"it has stored nothing since {since}; its last answer: {row['last_answer']}; "
+                f"once that is mended: pleura retry --to {name} --now"
+            )
     return found
 
 
@@ -303,21 +305,21 @@ def _folder(folder: Path) -> str:
             "will create it"
         )
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        _require_writable_mount(folder)
-        raise Trouble(
-            "not writable by this user; make the user that runs Pleura its owner, and run doctor "
-            "as that user"
-        )
+        raise _not_writable(folder)
     return f"writable, {shutil.disk_usage(folder).free // 1_000_000} MB free"
 
 
-def _require_writable_mount(path: Path) -> None:
-    """Raises Trouble if the file system of an existing path is mounted read-only."""
+def _not_writable(path: Path, subject: str = "") -> Trouble:
+    """Why this user cannot write an existing path, and the remedy."""
     if ownership.is_mounted_read_only(path):
-        raise Trouble(
+        return Trouble(
             "its file system is mounted read-only: the kernel's log (dmesg) says why; repair it "
             "and mount it read-write"
         )
+    return Trouble(
+        f"{subject}not writable by this user; make the user that runs Pleura its owner, and run "
+        "doctor as that user"
+    )
 
 
 def _audit_file(path: Path) -> str:
@@ -327,11 +329,7 @@ def _audit_file(path: Path) -> str:
 
     there = next(each for each in (path, *path.parents) if each.exists())
     if not os.access(there, os.W_OK):
-        _require_writable_mount(there)
-        raise Trouble(
-            f"{there} is not writable by this user; make the user that runs Pleura its owner, and "
-            "run doctor as that user"
-        )
+        raise _not_writable(there, f"{there} is ")
     if shutil.disk_usage(there).free == 0:
         raise Trouble("no space left beside it; make room: messages wait in the ledger")
     return "writable"

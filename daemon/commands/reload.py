@@ -61,7 +61,8 @@ def reload(ledger: Ledger, config: Config, asked_by: str) -> Outcome:
 
         late = [each for each in _running(ledger.inspect) if each.generation < number]
         if decided.state == GenerationState.ACCEPTED.value and not late:
-            left = left_destinations(ledger.inspect, [each.name for each in config.destinations])
+            configured = [each.name for each in config.destinations]
+            left = left_destinations(ledger.inspect.destinations(), configured)
             told = [f"destination {name}: {words}" for name, words in left.items()]
             return Outcome(True, "\n".join([_success(decided), *told]))
         time.sleep(_LOOK_S)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from daemon.ledger.digests import accession_digest
 from daemon.ledger.overview import Overview
-from daemon.ledger.processes import SILENT_AFTER_S, is_alive, is_gone, this_machine
+from daemon.ledger.processes import SILENT_AFTER_S, is_alive, is_gone, is_running
 from daemon.spool import Spool, SpoolError
 
 if TYPE_CHECKING:
@@ -151,18 +151,17 @@ def _role_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str
 
     for role in (*ROLES, *sorted(others)):
         processes = [row for row in rows if row["role"] == role]
-        left = [row for row in processes if not is_gone(row["owner"])]
-        alive = sum(now - row["beat_at"] < SILENT_AFTER_S for row in left)
+        alive = sum(is_running(row["owner"], now - row["beat_at"]) for row in processes)
         newest = max((row["beat_at"] for row in processes), default=0.0)
 
         if alive:
             yield f"role {role}: {alive} running"
-        elif left:
-            yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
-        elif processes:
+        elif not processes:
+            yield f"role {role}: NOT RUNNING"
+        elif all(is_gone(row["owner"]) for row in processes):
             yield f"role {role}: NOT RUNNING; its process ended after {_date(newest)}"
         else:
-            yield f"role {role}: NOT RUNNING"
+            yield f"role {role}: SILENT since {_date(newest)} ({_age(now - newest)})"
 
 
 def _model_lines(rows: Collection[Mapping[str, Any]], now: float) -> Iterator[str]:
@@ -212,12 +211,10 @@ def _settings_of_living(inspect: Overview) -> list[dict[str, Any]]:
         for row in inspect.roles()
         if now - row["beat_at"] < SILENT_AFTER_S
     }
-    here = f"{this_machine()}:"
 
     def is_living(process: Mapping[str, Any]) -> bool:
-        if process["owner"].startswith(here):
-            return is_alive(process["owner"])
-        return (process["role"], process["owner"]) in with_heartbeat
+        role, owner = process["role"], process["owner"]
+        return is_alive(owner) or ((role, owner) in with_heartbeat and not is_gone(owner))
 
     return [process for process in inspect.settings_of_roles() if is_living(process)]
 
@@ -243,9 +240,14 @@ def _destination_lines(
             )
 
 
-def left_destinations(inspect: Overview, configured: Collection[str]) -> dict[str, str]:
-    """The names outside the settings that results are owed to, each with what becomes of them."""
-    owed = {name: row.get("owed", 0) for name, row in inspect.destinations().items()}
+def left_destinations(
+    destinations: Mapping[str, Mapping[str, Any]], configured: Collection[str]
+) -> dict[str, str]:
+    """The names outside the settings that results are owed to, each with what becomes of them.
+
+    `destinations`: Overview.destinations().
+    """
+    owed = {name: row.get("owed", 0) for name, row in destinations.items()}
     return {
         name: f"not in the settings, and {number} results are owed to it: they are refused once no "
         "host's settings have named it for ten minutes; name it again, or pleura retry --from "

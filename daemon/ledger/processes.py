@@ -31,6 +31,11 @@ def host_of(owner: str) -> str:
     return owner.partition("/")[0]
 
 
+def is_running(owner: str, silent_s: float) -> bool:
+    """Whether a process counts as running whose last heartbeat is `silent_s` old."""
+    return silent_s < SILENT_AFTER_S and not is_gone(owner)
+
+
 def is_gone(owner: str) -> bool:
     """Whether an owner was a process of this machine that has ended."""
     machine, _, _ = owner.rpartition(":")

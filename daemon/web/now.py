@@ -15,7 +15,7 @@ from daemon import tls
 from daemon.config import Config
 from daemon.ledger import SameReason
 from daemon.ledger.alarms import LastingAlarm
-from daemon.ledger.processes import SILENT_AFTER_S, is_gone
+from daemon.ledger.processes import is_running
 from daemon.ledger.view import Activity, Count, Queue, Refused
 from daemon.metrics import host
 from daemon.metrics.health import ROLES as NEEDED_ROLES
@@ -180,13 +180,9 @@ def _roles(settings: Config, rows: Sequence[Mapping[str, Any]], at: float) -> li
 
     roles = []
     for name in names:
-        processes = [row for row in rows if row["role"] == name]
-        ages = [at - row["beat_at"] for row in processes]
-        alive = sum(
-            age < SILENT_AFTER_S and not is_gone(row["owner"])
-            for age, row in zip(ages, processes, strict=True)
-        )
-        roles.append(Role(name, alive, min(ages, default=None)))
+        ages = [(row["owner"], at - row["beat_at"]) for row in rows if row["role"] == name]
+        alive = sum(is_running(owner, age) for owner, age in ages)
+        roles.append(Role(name, alive, min((age for _, age in ages), default=None)))
     return roles
 
 
